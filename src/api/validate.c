@@ -1,0 +1,254 @@
+#include "api/validate.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+#include "api/fields.h"
+#include "base/error.h"
+#include "base/overlap.h"
+#include "plan/plan.h"
+
+enum { NAME_SIZE = 96 };
+
+static const char *segment_name(const nr_segment *s, int32_t i, char *buffer) {
+  if (s->name)
+    return s->name;
+  snprintf(buffer, NAME_SIZE, "segment %" PRId32, i);
+  return buffer;
+}
+
+static const char *view_name(const nr_segment *s, int32_t i, const nr_field *field, char *buffer) {
+  const nr_view *v = nr_view_at(s, field->offset);
+  if (v->name)
+    return v->name;
+  char segment[NAME_SIZE];
+  snprintf(buffer, NAME_SIZE, "%.60s.%s", segment_name(s, i, segment), field->name);
+  return buffer;
+}
+
+static void field_shape(const nr_segment *s, const nr_field *field, int64_t shape[4]) {
+  const nr_view *v = nr_view_at(s, field->offset);
+  bool whole = s->scope == NR_SCOPE_ALL_HEADS && s->norm != NR_NORM_NONE;
+  int64_t shapes[][4] = {[NR_SHAPE_ROWS] = {s->batch, s->length, s->heads, s->dim},
+                         [NR_SHAPE_STATISTICS] = {s->batch, s->length, whole ? 1 : s->heads, 1},
+                         [NR_SHAPE_PARAMETER] = {1, 1, s->heads, s->dim},
+                         [NR_SHAPE_TABLE] = {s->batch, s->rope_length, s->heads, s->rope_dim}};
+  for (int i = 0; i < 4; i++)
+    shape[i] = shapes[field->shape][i];
+  /* What a parameter or table is shared over, its stride says; the extent is one then. */
+  if (field->shape == NR_SHAPE_PARAMETER && v->stride[2] == 0)
+    shape[2] = 1;
+  for (int i = 0; field->shape == NR_SHAPE_TABLE && i < 4; i += 2)
+    if (v->stride[i] == 0)
+      shape[i] = 1;
+}
+
+/* The memory of a view that is present, used and not empty. */
+static bool field_region(const nr_segment *s, nr_direction direction, const nr_field *field, nr_region *region) {
+  const nr_view *v = nr_view_at(s, field->offset);
+  if (!v->data || !nr_field_used(s, direction, field))
+    return false;
+  field_shape(s, field, region->count);
+  int64_t size = (int64_t)nr_dtype_size(v->dtype);
+  region->address = (uintptr_t)v->data;
+  region->size = size;
+  for (int i = 0; i < 4; i++) {
+    if (region->count[i] == 0)
+      return false;
+    region->stride[i] = region->count[i] == 1 ? 0 : v->stride[i] * size;
+  }
+  return nr_region_bound(region);
+}
+
+static nr_status check_view(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field) {
+  const nr_view *v = nr_view_at(s, field->offset);
+  char name[NAME_SIZE];
+  if (!v->data)
+    return nr_field_required(s, direction, field)
+               ? nr_fail(NR_ERROR_NULL, "%s: null, required by norm %d, rope_width %" PRId64,
+                         view_name(s, i, field, name), (int)s->norm, s->rope_width)
+               : NR_OK;
+  if (!nr_field_used(s, direction, field))
+    return NR_OK;
+  size_t size = nr_dtype_size(v->dtype);
+  if ((uintptr_t)v->data % size)
+    return nr_fail(NR_ERROR_INVALID, "%s: address %p, expected a multiple of %zu, the size of a %s",
+                   view_name(s, i, field, name), v->data, size, nr_dtype_name(v->dtype));
+  nr_region region;
+  field_shape(s, field, region.count);
+  for (int axis = 0; axis < 4; axis++) {
+    if (region.count[axis] == 0)
+      return NR_OK;
+    if (__builtin_mul_overflow(v->stride[axis], (int64_t)size, &region.stride[axis]))
+      return nr_fail(NR_ERROR_INVALID, "%s: stride %" PRId64 ", too large", view_name(s, i, field, name),
+                     v->stride[axis]);
+    if (region.count[axis] == 1)
+      region.stride[axis] = 0;
+  }
+  region.address = (uintptr_t)v->data;
+  region.size = (int64_t)size;
+  if (!nr_region_bound(&region))
+    return nr_fail(NR_ERROR_INVALID, "%s: its strides leave the address space", view_name(s, i, field, name));
+  if (field->role[direction] == NR_OUTPUT && nr_region_overlaps_itself(&region))
+    return nr_fail(NR_ERROR_INVALID,
+                   "%s: an output that overlaps itself: shape [%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64
+                   "], strides [%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "]",
+                   view_name(s, i, field, name), region.count[0], region.count[1], region.count[2], region.count[3],
+                   v->stride[0], v->stride[1], v->stride[2], v->stride[3]);
+  return NR_OK;
+}
+
+static bool same_memory(const nr_view *a, const nr_view *b) {
+  return a->data == b->data && a->dtype == b->dtype && a->stride[0] == b->stride[0] && a->stride[1] == b->stride[1] &&
+         a->stride[2] == b->stride[2] && a->stride[3] == b->stride[3];
+}
+
+static bool same_region(const nr_region *a, const nr_region *b) {
+  if (a->address != b->address || a->size != b->size)
+    return false;
+  for (int i = 0; i < 4; i++)
+    if (a->count[i] != b->count[i] || a->stride[i] != b->stride[i])
+      return false;
+  return true;
+}
+
+typedef struct used_view {
+  const nr_segment *segment;
+  const nr_field *field;
+  int32_t index;
+  nr_region region;
+} used_view;
+
+/* In place (rows of one segment), or one parameter that two segments share. */
+static bool may_coincide(const used_view *output, const used_view *other, nr_direction direction) {
+  const nr_view *a = nr_view_at(output->segment, output->field->offset);
+  const nr_view *b = nr_view_at(other->segment, other->field->offset);
+  if (output->field == other->field)
+    return output->field->primal && output->segment != other->segment && a->dtype == b->dtype &&
+           same_region(&output->region, &other->region);
+  return output->segment == other->segment && output->field->shape == NR_SHAPE_ROWS &&
+         other->field->shape == NR_SHAPE_ROWS && other->field->role[direction] == NR_INPUT && same_memory(a, b);
+}
+
+/* Each output against each other view, nearest names first in the message. */
+static nr_status check_overlaps(const nr_segment *segments, int32_t count, nr_direction direction) {
+  for (int32_t i = 0; i < count; i++)
+    for (int f = 0; f < NR_NUM_FIELDS; f++) {
+      used_view a = {&segments[i], &nr_fields[f], i, {0}};
+      if (nr_fields[f].role[direction] != NR_OUTPUT || !field_region(a.segment, direction, a.field, &a.region))
+        continue;
+      for (int32_t j = 0; j < count; j++)
+        for (int g = 0; g < NR_NUM_FIELDS; g++) {
+          used_view b = {&segments[j], &nr_fields[g], j, {0}};
+          bool both = b.field->role[direction] == NR_OUTPUT; /* such a pair is looked at once */
+          if ((both && (j < i || (j == i && g <= f))) || !field_region(b.segment, direction, b.field, &b.region) ||
+              !nr_regions_overlap(&a.region, &b.region) || may_coincide(&a, &b, direction))
+            continue;
+          char output[NAME_SIZE], other[NAME_SIZE];
+          return nr_fail(NR_ERROR_INVALID, "%s: overlaps %s; expected outputs that share no memory with other tensors",
+                         view_name(a.segment, i, a.field, output), view_name(b.segment, j, b.field, other));
+        }
+    }
+  return NR_OK;
+}
+
+static nr_status check_dtypes(const nr_segment *s, int32_t i, nr_direction direction, bool mixed) {
+  const nr_view *row = NULL;
+  char name[NAME_SIZE];
+  for (int f = 0; f < NR_NUM_FIELDS; f++) {
+    const nr_field *field = &nr_fields[f];
+    const nr_view *v = nr_view_at(s, field->offset);
+    if (!v->data || !nr_field_used(s, direction, field))
+      continue;
+    if (!nr_dtype_name(v->dtype))
+      return nr_fail(NR_ERROR_INVALID, "%s: dtype %d, expected an nr_dtype", view_name(s, i, field, name),
+                     (int)v->dtype);
+    if (mixed)
+      continue;
+    if (v->dtype == NR_F64)
+      return nr_fail(NR_ERROR_UNSUPPORTED, "%s: float64, which only the reference backend takes",
+                     view_name(s, i, field, name));
+    if (field->shape == NR_SHAPE_STATISTICS && v->dtype != NR_F32)
+      return nr_fail(NR_ERROR_UNSUPPORTED, "%s: %s, expected float32 statistics", view_name(s, i, field, name),
+                     nr_dtype_name(v->dtype));
+    if (field->shape != NR_SHAPE_ROWS)
+      continue;
+    if (row && row->dtype != v->dtype)
+      return nr_fail(NR_ERROR_UNSUPPORTED, "%s: %s, expected %s as the segment's other rows",
+                     view_name(s, i, field, name), nr_dtype_name(v->dtype), nr_dtype_name(row->dtype));
+    row = v;
+  }
+  return NR_OK;
+}
+
+static nr_status check_shape(const nr_segment *s, int32_t i) {
+  char name[NAME_SIZE];
+#define REFUSE(format, ...) nr_fail(NR_ERROR_INVALID, "%s: " format, segment_name(s, i, name), __VA_ARGS__)
+  if (s->batch < 0 || s->length < 0 || s->heads < 0)
+    return REFUSE("batch %" PRId64 ", length %" PRId64 ", heads %" PRId64 ", expected none below 0", s->batch,
+                  s->length, s->heads);
+  if (s->dim < 2 || s->dim > NR_MAX_DIM || s->dim % 2)
+    return REFUSE("dim %" PRId64 ", expected an even number from 2 to %d", s->dim, NR_MAX_DIM);
+  int64_t elements = s->dim;
+  if (__builtin_mul_overflow(elements, s->heads ? s->heads : 1, &elements) ||
+      __builtin_mul_overflow(elements, s->length ? s->length : 1, &elements) ||
+      __builtin_mul_overflow(elements, s->batch ? s->batch : 1, &elements) || elements > INT64_MAX / 64)
+    return REFUSE("%s", "batch * length * heads * dim is too large");
+  if ((unsigned)s->norm > NR_NORM_RMS_AFFINE)
+    return REFUSE("norm %d, expected 0 to %d", (int)s->norm, NR_NORM_RMS_AFFINE);
+  if ((unsigned)s->scope > NR_SCOPE_ALL_HEADS)
+    return REFUSE("scope %d, expected 0 or 1", (int)s->scope);
+  if (!(s->eps >= 0) || !isfinite(s->eps))
+    return REFUSE("eps %g, expected a finite number of at least 0", s->eps);
+  if (s->rope_width == 0)
+    return NR_OK;
+  if (s->rope_dim < 2 || s->rope_dim > s->dim || s->rope_dim % 2)
+    return REFUSE("rope_dim %" PRId64 ", expected an even number from 2 to dim %" PRId64, s->rope_dim, s->dim);
+  if (s->rope_width < 2 || s->rope_width % 2 || s->rope_dim % s->rope_width)
+    return REFUSE("rope_width %" PRId64 ", expected an even divisor of rope_dim %" PRId64, s->rope_width, s->rope_dim);
+  if (s->rope_length < 0 || s->rope_length > INT64_MAX / 4)
+    return REFUSE("rope_length %" PRId64 ", expected a number of table rows", s->rope_length);
+  if (s->rope_position < INT64_MIN / 4 || s->rope_position > INT64_MAX / 4)
+    return REFUSE("rope_position %" PRId64 ", too far from 0", s->rope_position);
+#undef REFUSE
+  return NR_OK;
+}
+
+/* A gradient is summed over what its parameter is shared over, so both must be shared over the same axes. */
+static nr_status check_broadcast(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field) {
+  const nr_view *gradient = nr_view_at(s, field->offset), *primal = nr_view_at(s, field->primal);
+  if (!field->primal || field->role[direction] != NR_OUTPUT || !gradient->data || !primal->data)
+    return NR_OK;
+  bool table = field->shape == NR_SHAPE_TABLE;
+  if ((s->heads > 1 && !gradient->stride[2] != !primal->stride[2]) ||
+      (table && s->batch > 1 && !gradient->stride[0] != !primal->stride[0])) {
+    char name[NAME_SIZE];
+    return nr_fail(NR_ERROR_INVALID, "%s: expected a stride of 0 on the axes where %s has one, and only there",
+                   view_name(s, i, field, name), &field->name[sizeof "grad_" - 1]);
+  }
+  return NR_OK;
+}
+
+nr_status nr_validate_addresses(const nr_segment *segments, int32_t count, nr_direction direction) {
+  for (int32_t i = 0; i < count; i++)
+    for (int f = 0; f < NR_NUM_FIELDS; f++) {
+      nr_status status = check_view(&segments[i], i, direction, &nr_fields[f]);
+      if (status != NR_OK)
+        return status;
+    }
+  return check_overlaps(segments, count, direction);
+}
+
+nr_status nr_validate(const nr_segment *segments, int32_t count, nr_direction direction, bool mixed) {
+  for (int32_t i = 0; i < count; i++) {
+    nr_status status = check_shape(&segments[i], i);
+    if (status == NR_OK)
+      status = check_dtypes(&segments[i], i, direction, mixed);
+    for (int f = 0; f < NR_NUM_FIELDS && status == NR_OK; f++)
+      status = check_broadcast(&segments[i], i, direction, &nr_fields[f]);
+    if (status != NR_OK)
+      return status;
+  }
+  return nr_validate_addresses(segments, count, direction);
+}

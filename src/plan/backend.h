@@ -1,0 +1,19 @@
+/* A backend is a row in this table of functions. */
+#ifndef NR_PLAN_BACKEND_H
+#define NR_PLAN_BACKEND_H
+
+#include "plan/plan.h"
+
+typedef struct nr_backend_ops {
+  const char *name;
+  bool mixed; /* takes any mixture of dtypes, float64 too */
+  /* Chooses what the plan needs beyond the cut (kernels); `isa` as in nr_problem. */
+  nr_status (*prepare)(nr_plan *plan, const char *isa);
+  /* Runs it; `segments` are the plan's with this run's addresses, `workspace` is large enough. Nothing can fail but a
+     device. */
+  nr_status (*run)(const nr_plan *plan, const nr_segment *segments, void *workspace);
+} nr_backend_ops;
+
+extern const nr_backend_ops nr_backend_cpu, nr_backend_reference, nr_backend_magnitude;
+
+#endif

@@ -1,0 +1,81 @@
+#include "plan/plan.h"
+
+/* A block is large enough that its slot is under 1% of what it reads, and small enough that blocks outnumber threads.
+ */
+enum { BLOCK_ELEMENTS = 1 << 18, BLOCK_ROWS = 512, BLOCK_POSITIONS_PER_SUM = 256, CACHE_LINE = 64 };
+
+static int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+size_t nr_slot_size(const nr_cut *cut) {
+  return (size_t)round_up((cut->weight_channels + cut->bias_channels) * (int64_t)sizeof(double), CACHE_LINE);
+}
+
+/* Sums that one row of a parameter gradient needs: per head where the parameter has a head stride. */
+static int64_t channels(const nr_segment *s, const nr_view *gradient, bool contributes) {
+  if (!gradient->data || !contributes)
+    return 0;
+  return gradient->stride[2] ? s->heads * s->dim : s->dim;
+}
+
+static double row_bytes(const nr_plan *plan, const nr_segment *s) {
+  const nr_view *row[] = {&s->x, &s->y, &s->grad_y, &s->grad_x};
+  double bytes = 0;
+  for (int i = 0; i < 4; i++)
+    if (row[i]->data && (i == 0 || (i == 1) == (plan->direction == NR_FORWARD)))
+      bytes += (double)nr_dtype_size(row[i]->dtype);
+  return bytes;
+}
+
+void nr_plan_cut(nr_plan *plan) {
+  int64_t blocks = 0;
+  size_t offset = 0;
+  plan->bytes = 0;
+  for (int32_t i = 0; i < plan->num_segments; i++) {
+    const nr_segment *s = &plan->segments[i];
+    nr_cut *cut = &plan->cuts[i];
+    bool backward = plan->direction == NR_BACKWARD;
+    cut->weight_channels = backward ? channels(s, &s->grad_weight, nr_norm_weighs(s->norm)) : 0;
+    cut->bias_channels = backward ? channels(s, &s->grad_bias, s->norm == NR_NORM_LAYER_AFFINE) : 0;
+    int64_t rows = larger(BLOCK_ROWS, BLOCK_ELEMENTS / s->dim);
+    int64_t sums = (cut->weight_channels > s->dim) + (cut->bias_channels > s->dim);
+    cut->positions = sums ? BLOCK_POSITIONS_PER_SUM * sums : round_up(rows / larger(1, s->heads), NR_TILE);
+    cut->positions = larger(cut->positions, NR_TILE);
+    cut->blocks_per_batch = s->heads ? (s->length + cut->positions - 1) / cut->positions : 0;
+    cut->first_block = blocks;
+    cut->slots = offset;
+    blocks += s->batch * cut->blocks_per_batch;
+    offset += (size_t)(s->batch * cut->blocks_per_batch) * nr_slot_size(cut);
+    plan->bytes += row_bytes(plan, s) * (double)s->batch * (double)s->length * (double)s->heads * (double)s->dim;
+  }
+  plan->num_blocks = blocks;
+  plan->workspace_size = offset;
+}
+
+nr_block_place nr_plan_block(const nr_plan *plan, int64_t index) {
+  int32_t i = plan->num_segments - 1;
+  while (plan->cuts[i].first_block > index)
+    i--;
+  const nr_cut *cut = &plan->cuts[i];
+  int64_t local = index - cut->first_block;
+  nr_block_place place = {.segment = i,
+                          .batch = local / cut->blocks_per_batch,
+                          .first = local % cut->blocks_per_batch * cut->positions,
+                          .count = cut->positions,
+                          .slot = cut->slots + (size_t)local * nr_slot_size(cut)};
+  int64_t rest = plan->segments[i].length - place.first;
+  if (place.count > rest)
+    place.count = rest;
+  return place;
+}
+
+bool nr_first_of_shared(const nr_segment *segments, int32_t i, size_t offset) {
+  const nr_view *view = nr_view_at(&segments[i], offset);
+  if (!view->data)
+    return false;
+  for (int32_t j = 0; j < i; j++)
+    if (nr_shared(nr_view_at(&segments[j], offset), view))
+      return false;
+  return true;
+}
