@@ -25,7 +25,8 @@ static void run_block(const nr_plan *plan, const nr_segment *segments, char *wor
   const nr_segment *s = &segments[place.segment];
   const nr_cut *cut = &plan->cuts[place.segment];
   double *sums = (double *)(workspace + place.slot);
-  memset(sums, 0, nr_slot_size(cut));
+  if (nr_slot_size(cut)) /* without sums there may be no workspace */
+    memset(sums, 0, nr_slot_size(cut));
   nr_block block = {.segment = s,
                     .batch = place.batch,
                     .first = place.first,
