@@ -1,0 +1,36 @@
+# A short front; CMake does the building (CMakePresets.json). `make demo` and `make test` install what is missing first.
+PREFIX ?= /usr/local
+WERROR ?= ON
+GENERATOR = $(if $(shell command -v ninja),-G Ninja)
+JOBS ?= $(shell nproc)
+SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
+  tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp bench/*.[ch])
+
+.PHONY: all setup demo test format check-format install clean
+all:
+	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
+	@cmake --build build --parallel $(JOBS)
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(MAKE) --no-print-directory all
+	@scripts/demo.sh
+
+test: setup
+	@$(MAKE) --no-print-directory all
+	@ctest --test-dir build --output-on-failure -j2
+
+format:
+	clang-format -i $(SOURCES)
+
+check-format:
+	@clang-format --dry-run -Werror $(SOURCES)
+
+# Into PREFIX, below DESTDIR where that is set.
+install: all
+	@cmake --install build --prefix "$(PREFIX)"
+
+clean:
+	rm -rf build
