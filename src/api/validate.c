@@ -31,7 +31,7 @@ static void field_shape(const nr_segment *s, const nr_field *field, int64_t shap
   const nr_view *v = nr_view_at(s, field->offset);
   bool whole = s->scope == NR_SCOPE_ALL_HEADS && s->norm != NR_NORM_NONE;
   int64_t shapes[][4] = {[NR_SHAPE_ROWS] = {s->batch, s->length, s->heads, s->dim},
-                         [NR_SHAPE_STATISTICS] = {s->batch, s->length, whole ? 1 : s->heads, 1},
+                         [NR_SHAPE_STATISTICS] = {s->batch, s->length, whole ? s->heads > 0 : s->heads, 1},
                          [NR_SHAPE_PARAMETER] = {1, 1, s->heads, s->dim},
                          [NR_SHAPE_TABLE] = {s->batch, s->rope_length, s->heads, s->rope_dim}};
   for (int i = 0; i < 4; i++)
@@ -131,25 +131,42 @@ static bool may_coincide(const used_view *output, const used_view *other, nr_dir
          other->field->shape == NR_SHAPE_ROWS && other->field->role[direction] == NR_INPUT && same_memory(a, b);
 }
 
-/* Each output against each other view, nearest names first in the message. */
+/* What a view spans, which is all that most pairs need to be told apart. */
+typedef struct extent {
+  uintptr_t low, high;
+  int16_t segment, field;
+} extent;
+
+static used_view use_view(const nr_segment *segments, nr_direction direction, const extent *e) {
+  used_view used = {&segments[e->segment], &nr_fields[e->field], e->segment, {0}};
+  field_region(used.segment, direction, used.field, &used.region);
+  return used;
+}
+
+/* Each output against each other view, in the order of segments and fields. */
 static nr_status check_overlaps(const nr_segment *segments, int32_t count, nr_direction direction) {
+  extent extents[NR_MAX_SEGMENTS * NR_NUM_FIELDS];
+  int n = 0;
+  nr_region region;
   for (int32_t i = 0; i < count; i++)
-    for (int f = 0; f < NR_NUM_FIELDS; f++) {
-      used_view a = {&segments[i], &nr_fields[f], i, {0}};
-      if (nr_fields[f].role[direction] != NR_OUTPUT || !field_region(a.segment, direction, a.field, &a.region))
+    for (int f = 0; f < NR_NUM_FIELDS; f++)
+      if (field_region(&segments[i], direction, &nr_fields[f], &region))
+        extents[n++] = (extent){region.low, region.high, (int16_t)i, (int16_t)f};
+  for (int i = 0; i < n; i++) {
+    if (nr_fields[extents[i].field].role[direction] != NR_OUTPUT)
+      continue;
+    for (int j = 0; j < n; j++) {
+      bool seen = j <= i && nr_fields[extents[j].field].role[direction] == NR_OUTPUT;
+      if (seen || extents[i].high <= extents[j].low || extents[j].high <= extents[i].low)
         continue;
-      for (int32_t j = 0; j < count; j++)
-        for (int g = 0; g < NR_NUM_FIELDS; g++) {
-          used_view b = {&segments[j], &nr_fields[g], j, {0}};
-          bool both = b.field->role[direction] == NR_OUTPUT; /* such a pair is looked at once */
-          if ((both && (j < i || (j == i && g <= f))) || !field_region(b.segment, direction, b.field, &b.region) ||
-              !nr_regions_overlap(&a.region, &b.region) || may_coincide(&a, &b, direction))
-            continue;
-          char output[NAME_SIZE], other[NAME_SIZE];
-          return nr_fail(NR_ERROR_INVALID, "%s: overlaps %s; expected outputs that share no memory with other tensors",
-                         view_name(a.segment, i, a.field, output), view_name(b.segment, j, b.field, other));
-        }
+      used_view a = use_view(segments, direction, &extents[i]), b = use_view(segments, direction, &extents[j]);
+      if (!nr_regions_overlap(&a.region, &b.region) || may_coincide(&a, &b, direction))
+        continue;
+      char output[NAME_SIZE], other[NAME_SIZE];
+      return nr_fail(NR_ERROR_INVALID, "%s: overlaps %s; expected outputs that share no memory with other tensors",
+                     view_name(a.segment, a.index, a.field, output), view_name(b.segment, b.index, b.field, other));
     }
+  }
   return NR_OK;
 }
 

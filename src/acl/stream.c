@@ -1,0 +1,332 @@
+#include "acl/stream.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+#include "acl/acl_error.h"
+#include "acl/context.h"
+#include "acl/handle.h"
+#include "acl/wait.h"
+#include "base/alloc.h"
+#include "base/verbose.h"
+
+enum { FIRST_CAPACITY = 64, MAX_FLAGS = 0x3F };
+
+typedef struct task {
+  int (*run)(void *);
+  void (*drop)(void *);
+  void *argument;
+} task;
+
+struct nr_stream {
+  void *handle;
+  const void *context; /* its handle */
+  int32_t device;
+  pthread_t worker;
+  pthread_mutex_t lock;      /* guards all below; the counters are also read without it */
+  pthread_cond_t work, done; /* signalled when the queue gets a task (or closing), when `finished` grows */
+  task *ring;                /* task i is ring[i & (capacity - 1)] for finished <= i < pushed */
+  uint64_t capacity;         /* a power of two */
+  atomic_uint_fast64_t pushed, finished;
+  nr_patience worker_patience, host_patience; /* the worker's for tasks, synchronising threads' for their end */
+  bool asleep;                                /* the worker waits for `work` */
+  int sleepers;                               /* threads that wait for `done` */
+  bool closing;
+  aclError error; /* the first since the last synchronisation */
+  char text[NR_ACL_TEXT];
+};
+
+static void *work(void *object) {
+  nr_stream *s = object;
+  pthread_mutex_lock(&s->lock);
+  for (uint64_t n = 0;; n++) {
+    if (atomic_load(&s->pushed) == n && !s->closing) {
+      pthread_mutex_unlock(&s->lock);
+      nr_spin_until(&s->pushed, n + 1, &s->worker_patience);
+      pthread_mutex_lock(&s->lock);
+      while (atomic_load(&s->pushed) == n && !s->closing) {
+        s->asleep = true;
+        pthread_cond_wait(&s->work, &s->lock);
+        s->asleep = false;
+      }
+    }
+    if (atomic_load(&s->pushed) == n)
+      break; /* closing, and all is done */
+    task t = s->ring[n & (s->capacity - 1)];
+    pthread_mutex_unlock(&s->lock);
+    aclError error = t.run(t.argument);
+    char text[NR_ACL_TEXT];
+    if (error != ACL_SUCCESS)
+      nr_acl_take_text(text);
+    if (t.drop)
+      t.drop(t.argument);
+    pthread_mutex_lock(&s->lock);
+    if (error != ACL_SUCCESS && s->error == ACL_SUCCESS) {
+      s->error = error;
+      memcpy(s->text, text, sizeof text);
+    }
+    atomic_store_explicit(&s->finished, n + 1, memory_order_release);
+    if (s->sleepers)
+      pthread_cond_broadcast(&s->done);
+  }
+  pthread_mutex_unlock(&s->lock);
+  return NULL;
+}
+
+/* Starts the worker with all signals blocked: they are the program's business. */
+static bool start(nr_stream *s) {
+  sigset_t all, before;
+  sigfillset(&all);
+  if (nr_fault() || pthread_sigmask(SIG_SETMASK, &all, &before) != 0)
+    return false;
+  bool started = pthread_create(&s->worker, NULL, work, s) == 0;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return started;
+}
+
+static void free_stream(nr_stream *s) {
+  pthread_cond_destroy(&s->done);
+  pthread_cond_destroy(&s->work);
+  pthread_mutex_destroy(&s->lock);
+  nr_free(s->ring);
+  nr_free(s);
+}
+
+static void destroy(void *object) {
+  nr_stream *s = object;
+  pthread_mutex_lock(&s->lock);
+  s->closing = true;
+  pthread_cond_signal(&s->work);
+  pthread_mutex_unlock(&s->lock);
+  pthread_join(s->worker, NULL);
+  if (s->error != ACL_SUCCESS && nr_verbose() >= NR_VERBOSE_ERROR)
+    nr_say("stream %p: destroyed with an unread failure, %d: %s", s->handle, s->error, s->text);
+  free_stream(s);
+}
+
+static aclError create(const nr_context *context, void **handle) {
+  *handle = NULL;
+  nr_stream *s = nr_calloc(1, sizeof *s);
+  if (!s)
+    return nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: out of memory");
+  s->context = context->handle;
+  s->device = context->device;
+  s->capacity = FIRST_CAPACITY;
+  atomic_init(&s->worker_patience, NR_PATIENCE);
+  atomic_init(&s->host_patience, NR_PATIENCE);
+  s->ring = nr_calloc(FIRST_CAPACITY, sizeof *s->ring);
+  pthread_mutex_init(&s->lock, NULL);
+  nr_condition_init(&s->work);
+  nr_condition_init(&s->done);
+  if (s->ring && start(s))
+    return nr_context_adopt(context, NR_HANDLE_STREAM, s, destroy, &s->handle, handle);
+  const char *missing = s->ring ? "no thread" : "out of memory";
+  free_stream(s);
+  return nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: %s", missing);
+}
+
+static aclError default_stream(nr_context *context, void **handle) {
+  *handle = atomic_load_explicit(&context->default_stream, memory_order_acquire);
+  if (*handle)
+    return ACL_SUCCESS;
+  pthread_mutex_lock(&context->lock);
+  aclError error = ACL_SUCCESS;
+  *handle = atomic_load_explicit(&context->default_stream, memory_order_relaxed);
+  if (!*handle)
+    error = create(context, handle);
+  atomic_store_explicit(&context->default_stream, *handle, memory_order_release);
+  pthread_mutex_unlock(&context->lock);
+  return error;
+}
+
+/* nr_stream_resolve within a known context. */
+static aclError resolve(nr_context *context, aclrtStream stream, nr_stream **resolved) {
+  aclError error = stream ? ACL_SUCCESS : default_stream(context, &stream);
+  if (error != ACL_SUCCESS)
+    return error;
+  nr_stream *s = nr_handle_acquire(NR_HANDLE_STREAM, stream);
+  if (!s)
+    return nr_acl_fail(ACL_ERROR_INVALID_RESOURCE_HANDLE, "stream %p: no living stream", stream);
+  if (s->context == context->handle) {
+    *resolved = s;
+    return ACL_SUCCESS;
+  }
+  int32_t device = s->device;
+  nr_stream_release(s);
+  if (device != context->device)
+    return nr_acl_fail(ACL_ERROR_RT_INVALID_DEVICEID, "stream %p: of device %d, the current context is of device %d",
+                       stream, (int)device, (int)context->device);
+  return nr_acl_fail(ACL_ERROR_RT_STREAM_CONTEXT, "stream %p: of another context than the current one", stream);
+}
+
+aclError nr_stream_resolve(aclrtStream stream, nr_stream **resolved) {
+  *resolved = NULL;
+  nr_context *context;
+  aclError error = nr_context_current(&context);
+  if (error != ACL_SUCCESS)
+    return error;
+  error = resolve(context, stream, resolved);
+  nr_context_release(context);
+  return error;
+}
+
+void nr_stream_release(nr_stream *stream) { nr_handle_release(stream->handle); }
+
+/* Doubles the ring; called with the lock. */
+static bool grow(nr_stream *s, uint64_t first, uint64_t end) {
+  task *ring = nr_calloc(s->capacity * 2, sizeof *ring);
+  if (!ring)
+    return false;
+  for (uint64_t i = first; i < end; i++)
+    ring[i & (s->capacity * 2 - 1)] = s->ring[i & (s->capacity - 1)];
+  nr_free(s->ring);
+  s->ring = ring;
+  s->capacity *= 2;
+  return true;
+}
+
+aclError nr_stream_push(nr_stream *s, int (*run)(void *), void (*drop)(void *), void *argument) {
+  pthread_mutex_lock(&s->lock);
+  uint64_t first = atomic_load_explicit(&s->finished, memory_order_relaxed);
+  uint64_t end = atomic_load_explicit(&s->pushed, memory_order_relaxed);
+  bool room = end - first < s->capacity || grow(s, first, end);
+  if (room) {
+    s->ring[end & (s->capacity - 1)] = (task){run, drop, argument};
+    atomic_store_explicit(&s->pushed, end + 1, memory_order_release);
+  }
+  bool wake = room && s->asleep;
+  pthread_mutex_unlock(&s->lock);
+  if (wake)
+    pthread_cond_signal(&s->work);
+  return room ? ACL_SUCCESS
+              : nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: no memory for %llu queued tasks",
+                            (unsigned long long)(end - first + 1));
+}
+
+/* Waits for what is queued; *error is then the failure to report, with its text set. False on time-out. */
+static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
+  *error = ACL_SUCCESS;
+  uint64_t target = atomic_load_explicit(&s->pushed, memory_order_acquire);
+  bool finished = timeout_ms != 0 && nr_spin_until(&s->finished, target, &s->host_patience);
+  char text[NR_ACL_TEXT];
+  pthread_mutex_lock(&s->lock);
+  if (!finished) {
+    s->sleepers++;
+    finished = nr_sleep_until(&s->finished, target, &s->lock, &s->done, timeout_ms);
+    s->sleepers--;
+  }
+  if (finished && s->error != ACL_SUCCESS) {
+    *error = s->error;
+    memcpy(text, s->text, sizeof text);
+    s->error = ACL_SUCCESS;
+  }
+  pthread_mutex_unlock(&s->lock);
+  if (*error != ACL_SUCCESS)
+    nr_acl_fail(*error, "%s", text[0] ? text : "queued work failed");
+  return finished;
+}
+
+void nr_stream_retire_all(const void *context) {
+  uint32_t cursor = 0;
+  for (void *handle; (handle = nr_handle_next(NR_HANDLE_STREAM, &cursor));) {
+    nr_stream *s = nr_handle_acquire(NR_HANDLE_STREAM, handle);
+    if (!s)
+      continue;
+    if (s->context == context)
+      nr_handle_retire(NR_HANDLE_STREAM, handle);
+    nr_handle_release(handle);
+  }
+}
+
+aclError nr_stream_synchronize_device(int32_t device) {
+  uint32_t cursor = 0;
+  aclError first = ACL_SUCCESS;
+  char text[NR_ACL_TEXT];
+  for (void *handle; (handle = nr_handle_next(NR_HANDLE_STREAM, &cursor));) {
+    nr_stream *s = nr_handle_acquire(NR_HANDLE_STREAM, handle);
+    if (!s)
+      continue;
+    aclError error = ACL_SUCCESS;
+    if (s->device == device)
+      synchronize(s, NR_FOREVER, &error);
+    if (error != ACL_SUCCESS && first == ACL_SUCCESS) {
+      first = error;
+      nr_acl_take_text(text);
+    }
+    nr_handle_release(handle);
+  }
+  return first == ACL_SUCCESS ? ACL_SUCCESS : nr_acl_fail(first, "%s", text);
+}
+
+aclError aclrtCreateStream(aclrtStream *stream) { return aclrtCreateStreamWithConfig(stream, 0, 0); }
+
+aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t priority, uint32_t flag) {
+  (void)priority;
+  if (!stream)
+    return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateStream: stream is null");
+  if (flag > MAX_FLAGS)
+    return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtCreateStreamWithConfig: flag 0x%x, expected ACL_STREAM flags",
+                       flag);
+  nr_context *context;
+  aclError error = nr_context_current(&context);
+  if (error != ACL_SUCCESS)
+    return error;
+  void *handle;
+  error = create(context, &handle);
+  nr_context_release(context);
+  if (error == ACL_SUCCESS)
+    *stream = handle;
+  return error;
+}
+
+aclError aclrtDestroyStream(aclrtStream stream) {
+  nr_stream *s = nr_handle_acquire(NR_HANDLE_STREAM, stream);
+  bool retired = s && nr_handle_retire(NR_HANDLE_STREAM, stream);
+  if (retired) { /* another thread may hold a reference and outlive this call: the work may not */
+    uint64_t target = atomic_load(&s->pushed);
+    pthread_mutex_lock(&s->lock);
+    s->sleepers++;
+    nr_sleep_until(&s->finished, target, &s->lock, &s->done, NR_FOREVER);
+    s->sleepers--;
+    pthread_mutex_unlock(&s->lock);
+  }
+  if (s)
+    nr_handle_release(stream);
+  if (!retired)
+    return nr_acl_fail(ACL_ERROR_INVALID_RESOURCE_HANDLE, "aclrtDestroyStream: %p is no living stream", stream);
+  return ACL_SUCCESS;
+}
+
+aclError aclrtSynchronizeStream(aclrtStream stream) { return aclrtSynchronizeStreamWithTimeout(stream, NR_FOREVER); }
+
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t timeout) {
+  if (timeout < NR_FOREVER)
+    return nr_acl_fail(ACL_ERROR_INVALID_PARAM,
+                       "aclrtSynchronizeStreamWithTimeout: timeout %d ms, expected -1 (for "
+                       "ever) or more",
+                       (int)timeout);
+  nr_stream *s;
+  aclError error = nr_stream_resolve(stream, &s);
+  if (error != ACL_SUCCESS)
+    return error;
+  bool finished = synchronize(s, timeout, &error);
+  nr_stream_release(s);
+  if (!finished)
+    return nr_acl_fail(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "stream %p: work left after %d ms", stream, (int)timeout);
+  return error;
+}
+
+aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) {
+  if (!status)
+    return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtStreamQuery: status is null");
+  nr_stream *s;
+  aclError error = nr_stream_resolve(stream, &s);
+  if (error != ACL_SUCCESS)
+    return error;
+  uint64_t target = atomic_load_explicit(&s->pushed, memory_order_acquire);
+  bool finished = atomic_load_explicit(&s->finished, memory_order_acquire) >= target;
+  *status = finished ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
+  nr_stream_release(s);
+  return ACL_SUCCESS;
+}
