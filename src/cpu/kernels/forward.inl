@@ -50,20 +50,21 @@ INLINE void forward_statistics(const nr_block *b, nr_dtype dtype, forward_tile *
       t->mean_rest[r] = (float)(mean - (double)t->mean[r]);
     }
   }
-  v16 square[NR_TILE];
-  for (int64_t r = 0; r < t->rows; r++)
-    square[r] = v16_set(0);
+  double squares[NR_TILE] = {0}; /* across heads: a float would lose what the later heads add */
   for (int64_t head = first; head < first + heads; head++) {
     if (heads > 1 || !nr_norm_centres(s->norm))
       forward_load(b, dtype, t, head);
-    for (int64_t r = 0; r < t->rows; r++)
+    for (int64_t r = 0; r < t->rows; r++) {
+      v16 square = v16_set(0);
       for (int64_t d = 0; d < s->dim; d += VECTOR) {
         v16 x = deviation(s, t, r, d, lanes(s->dim, d));
-        square[r] = v16_fma(x, x, square[r]);
+        square = v16_fma(x, x, square);
       }
+      squares[r] += (double)v16_sum(square);
+    }
   }
   for (int64_t r = 0; r < t->rows; r++)
-    t->rstd[r] = (float)(1 / sqrt((double)v16_sum(square[r]) / count + s->eps));
+    t->rstd[r] = (float)(1 / sqrt(squares[r] / count + s->eps));
 }
 
 INLINE void forward_store(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t head) {

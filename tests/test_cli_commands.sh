@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# The command as its users meet it: every preset (small) through make-case, backward, forward and check; exit codes;
+# JSON; results that were tampered with; files that must not appear. NORMROPE_CLI is the command.
+set -uo pipefail
+cli=${NORMROPE_CLI:?the path of the normrope command}
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+failures=0
+
+fail() {
+  echo "FAIL: $*"
+  failures=$((failures + 1))
+}
+
+# expect CODE ARGUMENT...: the command's exit code; stdout and stderr are kept in out and err.
+expect() {
+  local code=$1 got
+  shift
+  "$cli" "$@" >out 2>err </dev/null
+  got=$?
+  [ "$got" = "$code" ] || fail "normrope $*: exit $got, expected $code: $(head -c 400 err) $(grep -B1 beyond out | head -4)"
+}
+
+# says TEXT: the last command's stderr has this text, after "normrope: ".
+says() {
+  grep -q "^normrope: .*$1" err || fail "expected '$1' in: $(cat err)"
+}
+
+is_json() {
+  "${PYTHON:-python3}" -c 'import json,sys; json.load(open(sys.argv[1]))' "$1" 2>/dev/null || fail "no JSON: $(head -c 200 "$1")"
+}
+
+# flip FILE OFFSET_FROM_END: turns the highest bit of a byte.
+flip() {
+  local size byte
+  size=$(stat -c %s "$1")
+  byte=$(od -An -tu1 -j $((size - $2)) -N1 "$1" | tr -d ' ')
+  printf "$(printf '\\x%02x' $((byte ^ 128)))" | dd of="$1" bs=1 seek=$((size - $2)) conv=notrunc status=none
+}
+
+# Presets, at sizes that keep their character.
+presets="reference flux flux-ln hunyuan-video sd3.5 auraflow hunyuan-dit cosmos cogvideox wan wide"
+for preset in $presets; do
+  text=(--text 5)
+  case $preset in hunyuan-dit | cosmos | wan) text=() ;; esac
+  expect 0 make-case "$preset" --image 19 "${text[@]}" -o case.st
+  expect 0 backward case.st -o grad.st
+  expect 0 forward case.st -o out.st
+  expect 0 check case.st
+  expect 0 check case.st grad.st
+  expect 0 check case.st out.st
+  expect 0 check case.st --device reference
+done
+[ "$("$cli" info --json | grep -c '"note"')" = "$(wc -w <<<"$presets")" ] || fail "info lists other presets than tested"
+
+# Options, one at a time and together.
+while read -r options; do
+  # shellcheck disable=SC2086
+  expect 0 make-case $options -o case.st
+  expect 0 check case.st
+done <<'END'
+--batch 2 --norm 1 --norm-added 3 --rope half --order 1 --tables random
+--image-key 7 --text-key 2 --rope-length 4 --eps 0.5 --dtype float16
+--dtype bfloat16 --table-dtype float32 --weight-dtype float32 --norm 4
+--heads 6 --kv-heads 2 --dim 16 --rope 4 --rope-dim 12 --table-gradients --tables random
+--norm 4 --norm-added 4 --shared --scope all-heads --rope-start 2 --rope-length 3 --batch 2
+--norm 2 --scope all-heads --table-gradients --dim 30 --rope half --seed 7
+--norm 0 --norm-added 0 --rope none
+--norm 0 --norm-added 1 --text 0
+END
+
+# Results do not depend on threads or instruction set, and a case not on when it was made.
+expect 0 make-case flux --image 300 --text 20 -o case.st
+expect 0 make-case flux --image 300 --text 20 -o same.st
+cmp -s case.st same.st || fail "the same options made another case"
+expect 0 make-case flux --image 300 --text 20 --seed 1 -o same.st
+cmp -s case.st same.st && fail "another seed made the same case"
+expect 0 backward case.st -o one.st --threads 1
+expect 0 backward case.st -o two.st --threads 5
+cmp -s one.st two.st || fail "results depend on the threads"
+for isa in $("$cli" info | sed -n 's/^instruction sets://p' | sed 's/[a-z0-9]* (not on this machine)//g'); do
+  expect 0 backward case.st -o two.st --isa "$isa"
+  cmp -s one.st two.st || fail "results depend on the instruction set: $isa"
+done
+
+# Some outputs only; results that are not what they should be.
+expect 0 make-case --batch 2 -o case.st
+expect 0 backward case.st -o some.st --only gradKey,gradNormQueryBias
+expect 0 check case.st some.st
+[ "$(grep -c ok out)" = 2 ] || fail "--only: $(cat out)"
+expect 2 backward case.st -o some.st --only gradKey,gradKye
+expect 0 backward case.st -o grad.st
+for offset in 1 99 1501; do
+  cp grad.st bad.st
+  flip bad.st $offset
+  expect 1 check case.st bad.st
+  grep -q FAIL out || fail "no FAIL in the table"
+done
+expect 1 check case.st bad.st --json
+is_json out
+expect 0 check case.st --json
+is_json out
+expect 0 info --json
+is_json out
+expect 0 gradcheck --json
+is_json out
+expect 0 gradcheck
+expect 1 gradcheck --tolerance 1e-18
+expect 0 make-case --dim 8 -o other.st
+expect 3 check other.st grad.st
+says 'gradQuery: float32 \[2,5,10,6\], expected float32 \[1,5,10,8\]'
+expect 0 check case.st case.st # which has statistics
+[ "$(grep -c ok out)" = 8 ] || fail "statistics: $(cat out)"
+expect 0 make-case --norm 0 --norm-added 0 -o other.st
+expect 3 check case.st other.st
+says 'none of the case'
+
+# Usage.
+expect 2
+expect 2 frobnicate
+expect 2 backward
+expect 2 backward case.st
+expect 2 backward case.st case.st -o x.st
+expect 2 backward --frob case.st -o x.st
+says '\-\-frob'
+grep -q "normrope backward --help" err || fail "no hint"
+expect 2 backward case.st -o
+expect 2 backward case.st -o x.st --device tpu
+expect 2 backward case.st -o x.st --threads 0
+expect 2 backward case.st -o x.st --isa sse
+expect 2 make-case nothing -o x.st
+expect 2 make-case flux
+expect 2 make-case --dim 7 -o x.st
+expect 2 make-case --rope 5 -o x.st
+expect 2 make-case --norm 5 -o x.st
+expect 2 make-case --tables round -o x.st
+expect 2 check case.st --direction up
+expect 2 gradcheck --tolerance -1
+expect 2 info there
+expect 0 --help
+expect 0 --version
+grep -qx 'normrope [0-9]*\.[0-9]*\.[0-9]*' out || fail "--version: $(cat out)"
+for command in info make-case forward backward check gradcheck; do
+  expect 0 $command --help
+  grep -q "^Usage: normrope $command" out || fail "$command --help"
+done
+if [ -w /dev/full ]; then
+  "$cli" info >/dev/full 2>err && fail "a full disk went unnoticed"
+fi
+
+# Files: nothing is written over the input, nothing half is left, links and odd files are seen through.
+expect 2 backward case.st -o case.st
+says 'is the input'
+ln -s case.st link.st
+expect 2 backward case.st -o link.st
+expect 2 backward case.st -o /dev/null
+expect 3 backward nowhere.st -o x.st
+says 'nowhere.st: No such file'
+expect 3 backward . -o x.st
+expect 4 backward case.st -o nowhere/x.st
+head -c 5000 case.st >cut.st
+expect 3 backward cut.st -o x.st
+says 'cut.st: .*data'
+head -c 7 case.st >cut.st
+expect 3 check cut.st
+: >empty.st
+expect 3 forward empty.st -o x.st
+[ -e x.st ] && fail "a failed run left a file"
+mkdir full
+cp case.st full/
+expect 0 backward full/case.st -o full/out.st
+[ "$(ls full)" = "$(printf 'case.st\nout.st')" ] || fail "left behind: $(ls full)"
+
+# A run that is stopped, or has no room, leaves nothing behind either.
+(ulimit -f 4; "$cli" make-case flux --image 64 --text 0 -o full/large.st 2>err)
+[ $? = 4 ] || fail "no room: $(cat err)"
+says 'cannot write'
+"$cli" make-case flux -o full/large.st 2>err &
+for _ in $(seq 200); do
+  ls full/large.st.* >/dev/null 2>&1 && break
+  sleep 0.02
+done
+kill -TERM $!
+wait $! && fail "a stopped run succeeded"
+[ "$(ls full)" = "$(printf 'case.st\nout.st')" ] || fail "left behind: $(ls full)"
+
+# edit FROM TO (of one length) in the case's header.
+edit() {
+  LC_ALL=C sed "s/$1/$2/" case.st >edited.st
+  cmp -s case.st edited.st && fail "nothing to edit: $1"
+}
+edit '"normType":"2"' '"normType":"9"'
+expect 3 backward edited.st -o x.st
+says "edited.st: attribute normType: '9', expected an integer from 0 to 4"
+edit '"eps":"1e-06"' '"eps":"-1e06"'
+expect 3 forward edited.st -o x.st
+edit '"gradKeyOutput"' '"gradKeyOutpux"'
+expect 3 backward edited.st -o x.st
+says 'gradKeyOutput is missing'
+expect 0 forward edited.st -o x.st
+edit '"normAddedKeyRstd"' '"normAddedKeyRstx"'
+expect 3 backward edited.st -o x.st
+says 'normAddedKeyRstd is missing, which the backward of norm type 2 requires'
+edit '"shape":\[2,10,8,6\]' '"shape":[2,8,10,6]'
+expect 3 backward edited.st -o x.st
+says 'shape \[2,8,10,6\], expected \[2,10,8,6\] = \[batch, headNum'
+edit '"ropeCos"' '"ropeCox"'
+expect 3 backward edited.st -o x.st
+says 'ropeCos is missing, which ropeType 1 requires'
+edit '"query":' '"\\u001bry":'
+expect 3 backward edited.st -o x.st
+LC_ALL=C grep -q "$(printf '\033')" err && fail "a control character reached the terminal"
+
+[ "$failures" = 0 ] && echo "all good"
+exit $((failures > 0))
