@@ -41,18 +41,29 @@ enum {
   MAX_SIZE = 1 << 16
 };
 
-/* Makes absent what the direction does not look at, so that nothing below ever does. */
-static void drop_unused(nr_segment *s, nr_direction direction) {
-  for (int f = 0; f < NR_NUM_FIELDS; f++)
-    if (!nr_field_used(s, direction, &nr_fields[f]))
-      ((nr_view *)((char *)s + nr_fields[f].offset))->data = NULL;
+/* Makes absent what the direction does not look at and gradients without elements, so that nothing below ever looks at
+   them; and 0 the strides of a parameter or table over axes of extent 1, where sharing and having an axis are one. */
+static void simplify(nr_segment *s, nr_direction direction) {
+  for (int f = 0; f < NR_NUM_FIELDS; f++) {
+    const nr_field *field = &nr_fields[f];
+    nr_view *v = (nr_view *)((char *)s + field->offset);
+    bool table = field->shape == NR_SHAPE_TABLE, parameter = field->shape == NR_SHAPE_PARAMETER || table;
+    if (table && s->batch == 1)
+      v->stride[0] = 0;
+    if (parameter && s->heads == 1)
+      v->stride[2] = 0;
+    bool empty = (table && (s->rope_length == 0 || (s->batch == 0 && v->stride[0]))) || (s->heads == 0 && v->stride[2]);
+    if (!nr_field_used(s, direction, field) || (field->primal && empty))
+      v->data = NULL;
+  }
 }
 
 static nr_status copy_segments(nr_segment *ours, const nr_segment *theirs, int32_t count, nr_direction direction) {
   size_t stride = count ? theirs->struct_size : 0;
   for (int32_t i = 0; i < count; i++) {
     const nr_segment *segment = (const nr_segment *)((const char *)theirs + stride * (size_t)i);
-    if (segment->struct_size != stride || stride < MIN_SEGMENT_SIZE || stride > MAX_SIZE)
+    if (segment->struct_size != stride || stride < MIN_SEGMENT_SIZE || stride > MAX_SIZE ||
+        stride % _Alignof(nr_segment))
       return nr_fail(NR_ERROR_INVALID, "segment %" PRId32 ": struct_size %zu, expected sizeof(nr_segment), %zu", i,
                      segment->struct_size, sizeof(nr_segment));
     if (!copy_descriptor(&ours[i], sizeof *ours, segment, stride))
@@ -60,7 +71,7 @@ static nr_status copy_segments(nr_segment *ours, const nr_segment *theirs, int32
                      nr_version());
     if (ours[i].rope_dim == 0)
       ours[i].rope_dim = ours[i].dim;
-    drop_unused(&ours[i], direction);
+    simplify(&ours[i], direction);
   }
   return NR_OK;
 }

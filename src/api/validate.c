@@ -80,11 +80,11 @@ static nr_status check_view(const nr_segment *s, int32_t i, nr_direction directi
   for (int axis = 0; axis < 4; axis++) {
     if (region.count[axis] == 0)
       return NR_OK;
-    if (__builtin_mul_overflow(v->stride[axis], (int64_t)size, &region.stride[axis]))
+    if (region.count[axis] == 1)
+      region.stride[axis] = 0; /* whatever it is: perhaps an axis that the view does not have */
+    else if (__builtin_mul_overflow(v->stride[axis], (int64_t)size, &region.stride[axis]))
       return nr_fail(NR_ERROR_INVALID, "%s: stride %" PRId64 ", too large", view_name(s, i, field, name),
                      v->stride[axis]);
-    if (region.count[axis] == 1)
-      region.stride[axis] = 0;
   }
   region.address = (uintptr_t)v->data;
   region.size = (int64_t)size;
@@ -210,7 +210,8 @@ static nr_status check_shape(const nr_segment *s, int32_t i) {
   int64_t elements = s->dim;
   if (__builtin_mul_overflow(elements, s->heads ? s->heads : 1, &elements) ||
       __builtin_mul_overflow(elements, s->length ? s->length : 1, &elements) ||
-      __builtin_mul_overflow(elements, s->batch ? s->batch : 1, &elements) || elements > INT64_MAX / 64)
+      __builtin_mul_overflow(elements, s->batch ? s->batch : 1, &elements) ||
+      elements > INT64_MAX >> 16) /* so that a workspace has a size */
     return REFUSE("%s", "batch * length * heads * dim is too large");
   if ((unsigned)s->norm > NR_NORM_RMS_AFFINE)
     return REFUSE("norm %d, expected 0 to %d", (int)s->norm, NR_NORM_RMS_AFFINE);
@@ -218,11 +219,11 @@ static nr_status check_shape(const nr_segment *s, int32_t i) {
     return REFUSE("scope %d, expected 0 or 1", (int)s->scope);
   if (!(s->eps >= 0) || !isfinite(s->eps))
     return REFUSE("eps %g, expected a finite number of at least 0", s->eps);
-  if (s->rope_width == 0)
+  if (s->rope_width == 0 && !s->grad_cos.data && !s->grad_sin.data)
     return NR_OK;
   if (s->rope_dim < 2 || s->rope_dim > s->dim || s->rope_dim % 2)
     return REFUSE("rope_dim %" PRId64 ", expected an even number from 2 to dim %" PRId64, s->rope_dim, s->dim);
-  if (s->rope_width < 2 || s->rope_width % 2 || s->rope_dim % s->rope_width)
+  if (s->rope_width && (s->rope_width < 2 || s->rope_width % 2 || s->rope_dim % s->rope_width))
     return REFUSE("rope_width %" PRId64 ", expected an even divisor of rope_dim %" PRId64, s->rope_width, s->rope_dim);
   if (s->rope_length < 0 || s->rope_length > INT64_MAX / 4)
     return REFUSE("rope_length %" PRId64 ", expected a number of table rows", s->rope_length);

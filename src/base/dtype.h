@@ -1,6 +1,7 @@
 /*
- * Conversions between the element types and binary32, exact one way and rounded to nearest even the other, in integer
- * arithmetic: the same bits whatever the processor's modes. A NaN becomes the positive quiet NaN with a zero payload.
+ * Conversions between the element types and binary32, exact one way and rounded to nearest even the other. The same
+ * bits whatever the processor's modes, but nr_f16_from_f32, which the kernels call in the default ones. A NaN becomes
+ * the positive quiet NaN with a zero payload.
  */
 #ifndef NR_BASE_DTYPE_H
 #define NR_BASE_DTYPE_H

@@ -47,6 +47,8 @@ static int64_t gcd(int64_t a, int64_t b) {
 }
 
 static bool solvable_from(equation *e, int i, int64_t target) {
+  if (++e->work > MAX_WORK)
+    return true;
   if (target < 0 || target > e->reach[i])
     return false;
   if (target == 0)
@@ -55,8 +57,6 @@ static bool solvable_from(equation *e, int i, int64_t target) {
     return false;
   if (i == e->n - 1)
     return true; /* divides, and is within reach */
-  if (++e->work > MAX_WORK)
-    return true;
   int64_t most = target / e->a[i] < e->bound[i] ? target / e->a[i] : e->bound[i];
   for (int64_t z = most; z >= 0 && target - z * e->a[i] <= e->reach[i + 1]; z--)
     if (solvable_from(e, i + 1, target - z * e->a[i]))

@@ -12,12 +12,23 @@
 /* Bytes of reading and writing that are worth waking one more thread. */
 static const double bytes_per_thread = 256 << 10;
 
-enum { SUM_CHUNK = 64 }; /* channels of a parameter gradient that are added up at a time */
+/* Bytes that a run reads and writes from which on outputs pass by the caches. */
+static const double stream_bytes = 32 << 20;
+
+enum { SUM_CHUNK = NR_CHUNK }; /* channels of a parameter gradient that are added up at a time */
 
 int32_t nr_default_threads(void) {
   const char *wanted = getenv("NORMROPE_NUM_THREADS");
   int threads = wanted ? atoi(wanted) : 0;
   return threads > 0 && threads <= 4096 ? threads : omp_get_max_threads();
+}
+
+/* True if rows of the output are whole cache lines, and it is too large for the caches to keep for who reads it. */
+static bool streams(const nr_plan *plan, const nr_segment *s, const nr_view *out) {
+  int64_t size = (int64_t)nr_dtype_size(out->dtype), bits = (int64_t)(uintptr_t)out->data | s->dim * size;
+  for (int i = 0; i < 3; i++)
+    bits |= out->stride[i] * size;
+  return plan->bytes > stream_bytes && out->data && out->stride[3] == 1 && bits % 64 == 0;
 }
 
 static void run_block(const nr_plan *plan, const nr_segment *segments, char *workspace, int64_t index) {
@@ -27,19 +38,21 @@ static void run_block(const nr_plan *plan, const nr_segment *segments, char *wor
   double *sums = (double *)(workspace + place.slot);
   if (nr_slot_size(cut)) /* without sums there may be no workspace */
     memset(sums, 0, nr_slot_size(cut));
+  bool forward = plan->direction == NR_FORWARD;
   nr_block block = {.segment = s,
                     .batch = place.batch,
                     .first = place.first,
                     .count = place.count,
                     .weight_sum = cut->weight_channels ? sums : NULL,
-                    .bias_sum = cut->bias_channels ? sums + cut->weight_channels : NULL};
-  bool forward = plan->direction == NR_FORWARD;
+                    .bias_sum = cut->bias_channels ? sums + cut->weight_channels : NULL,
+                    .stream = streams(plan, s, forward ? &s->y : &s->grad_x)};
   (forward ? plan->kernels->forward : plan->kernels->backward)[(forward ? &s->y : &s->grad_y)->dtype](&block);
 }
 
-/* Channels [first, first + count) of grad_weight or grad_bias: the slots of all segments that share it, in order. */
+/* Channels [first, first + count) of head n of grad_weight or grad_bias: the slots of all segments that share it, in
+   order. `first` begins a chunk. */
 static void add_slots(const nr_plan *plan, const nr_segment *segments, const char *workspace, const nr_view *out,
-                      size_t offset, int64_t first, int64_t count, int64_t dim) {
+                      size_t offset, int64_t n, int64_t first, int64_t count, int64_t dim) {
   double sum[SUM_CHUNK] = {0};
   for (int32_t i = 0; i < plan->num_segments; i++) {
     const nr_cut *cut = &plan->cuts[i];
@@ -48,15 +61,13 @@ static void add_slots(const nr_plan *plan, const nr_segment *segments, const cha
       continue;
     for (int64_t slot = 0; slot < segments[i].batch * cut->blocks_per_batch; slot++) {
       const double *part = (const double *)(workspace + cut->slots + (size_t)slot * nr_slot_size(cut));
-      part += (bias ? cut->weight_channels : 0) + first;
-      for (int64_t c = 0; c < count; c++)
+      part += (bias ? cut->weight_channels : 0) + n * nr_padded(dim) + first;
+      for (int64_t c = 0; c < SUM_CHUNK; c++)
         sum[c] += part[c];
     }
   }
-  for (int64_t c = 0; c < count; c++) {
-    int64_t n = (first + c) / dim, d = (first + c) % dim;
-    nr_store(nr_row(out, 0, 0, n), out->dtype, d * out->stride[3], sum[c]);
-  }
+  for (int64_t c = 0; c < count; c++)
+    nr_store(nr_row(out, 0, 0, n), out->dtype, (first + c) * out->stride[3], sum[nr_paired(c)]);
 }
 
 static void add_parameter(const nr_plan *plan, const nr_segment *segments, const char *workspace, int32_t i,
@@ -64,11 +75,13 @@ static void add_parameter(const nr_plan *plan, const nr_segment *segments, const
   const nr_view *out = nr_view_at(&segments[i], offset);
   if (!nr_first_of_shared(segments, i, offset))
     return;
-  int64_t dim = segments[i].dim, channels = out->stride[2] ? segments[i].heads * dim : dim;
+  int64_t dim = segments[i].dim, per_head = nr_padded(dim) / SUM_CHUNK;
 #pragma omp for schedule(static)
-  for (int64_t first = 0; first < channels; first += SUM_CHUNK)
-    add_slots(plan, segments, workspace, out, offset, first,
-              channels - first < SUM_CHUNK ? channels - first : SUM_CHUNK, dim);
+  for (int64_t chunk = 0; chunk < per_head * (out->stride[2] ? segments[i].heads : 1); chunk++) {
+    int64_t first = chunk % per_head * SUM_CHUNK, rest = dim - first;
+    add_slots(plan, segments, workspace, out, offset, chunk / per_head, first, rest < SUM_CHUNK ? rest : SUM_CHUNK,
+              dim);
+  }
 }
 
 /* One row of grad_cos or grad_sin, over all segments that share it. */

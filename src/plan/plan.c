@@ -16,7 +16,7 @@ size_t nr_slot_size(const nr_cut *cut) {
 static int64_t channels(const nr_segment *s, const nr_view *gradient, bool contributes) {
   if (!gradient->data || !contributes)
     return 0;
-  return gradient->stride[2] ? s->heads * s->dim : s->dim;
+  return (gradient->stride[2] ? s->heads : 1) * nr_padded(s->dim);
 }
 
 static double row_bytes(const nr_plan *plan, const nr_segment *s) {
@@ -39,7 +39,7 @@ void nr_plan_cut(nr_plan *plan) {
     cut->weight_channels = backward ? channels(s, &s->grad_weight, nr_norm_weighs(s->norm)) : 0;
     cut->bias_channels = backward ? channels(s, &s->grad_bias, s->norm == NR_NORM_LAYER_AFFINE) : 0;
     int64_t rows = larger(BLOCK_ROWS, BLOCK_ELEMENTS / s->dim);
-    int64_t sums = (cut->weight_channels > s->dim) + (cut->bias_channels > s->dim);
+    int64_t sums = (cut->weight_channels > nr_padded(s->dim)) + (cut->bias_channels > nr_padded(s->dim));
     cut->positions = sums ? BLOCK_POSITIONS_PER_SUM * sums : round_up(rows / larger(1, s->heads), NR_TILE);
     cut->positions = larger(cut->positions, NR_TILE);
     cut->blocks_per_batch = s->heads ? (s->length + cut->positions - 1) / cut->positions : 0;

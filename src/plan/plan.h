@@ -15,7 +15,8 @@
 
 enum {
   NR_MAX_DIM = 1024,
-  NR_TILE = 4 /* neighbouring positions of one head that are worked on together */
+  NR_TILE = 4,  /* neighbouring positions of one head that are worked on together */
+  NR_CHUNK = 32 /* channels that kernels work on together; sums are padded to whole ones */
 };
 
 struct nr_kernels;
@@ -27,7 +28,7 @@ typedef struct nr_cut {
   int64_t blocks_per_batch;
   int64_t first_block;     /* number of blocks in the segments before */
   size_t slots;            /* workspace offset of the first block's slot */
-  int64_t weight_channels; /* float64 sums per slot: D or N * D, or 0 where not wanted */
+  int64_t weight_channels; /* float64 sums per slot: padded D, or N times that; 0 where not wanted */
   int64_t bias_channels;
 } nr_cut;
 
@@ -49,6 +50,12 @@ size_t nr_slot_size(const nr_cut *cut);
 
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);
+
+/* D padded to whole chunks; and where in those the sum of channel d is: even channels of a chunk before odd ones. */
+static inline int64_t nr_padded(int64_t dim) { return (dim + NR_CHUNK - 1) / NR_CHUNK * NR_CHUNK; }
+static inline int64_t nr_paired(int64_t d) {
+  return d / NR_CHUNK * NR_CHUNK + d % NR_CHUNK / 2 + d % 2 * (NR_CHUNK / 2);
+}
 
 /* What block number `index` of the plan is. */
 typedef struct nr_block_place {

@@ -5,6 +5,7 @@
  * As the magnitude backend the same formulas run with every term replaced by its magnitude: that bounds the size of
  * what was added up, and so, times the rounding unit, the rounding error of a good computation.
  */
+#include <fenv.h>
 #include <math.h>
 
 #include "plan/backend.h"
@@ -197,6 +198,9 @@ static void parameter_gradients(const nr_plan *plan, const nr_segment *segments,
 }
 
 static void run(const nr_plan *plan, const nr_segment *segments, bool magnitude) {
+  fenv_t callers;
+  fegetenv(&callers); /* as on the CPU backend: results do not depend on it */
+  fesetenv(FE_DFL_ENV);
   if (plan->direction == NR_BACKWARD) /* before grad_x, which may be written over x */
     parameter_gradients(plan, segments, magnitude);
   for (const nr_segment *g = segments; g < segments + plan->num_segments; g++)
@@ -207,6 +211,7 @@ static void run(const nr_plan *plan, const nr_segment *segments, bool magnitude)
             forward((place){g, b, s, n, magnitude});
           else if (g->grad_x.data)
             backward((place){g, b, s, n, magnitude});
+  fesetenv(&callers);
 }
 
 static nr_status run_reference(const nr_plan *plan, const nr_segment *segments, void *workspace) {

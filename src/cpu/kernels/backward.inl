@@ -16,12 +16,16 @@
 
 typedef struct backward_tile {
   int64_t first, rows;
+  const char *g[NR_TILE], *x[NR_TILE]; /* the rows' elements side by side; with TURN_PLAIN g is dy, in floats */
+  const char *g_ahead[NR_TILE], *x_ahead[NR_TILE];
   float rstd[NR_TILE], fraction[NR_TILE], scale[NR_TILE], offset[NR_TILE]; /* offset = -mean * scale */
-  const float *weight;
-  v16 sum_d[NR_TILE], sum_du[NR_TILE]; /* of dxhat, of dxhat * u */
-  scratch dy[NR_TILE], u[NR_TILE];     /* dy becomes dxhat */
+  float shift[NR_TILE], slope[NR_TILE];   /* -rstd * mean(dxhat), rstd * fraction^2 * mean(dxhat * u) */
+  double sum_d[NR_TILE], sum_du[NR_TILE]; /* of dxhat, of dxhat * u */
+  double *weight_sum, *bias_sum;          /* of the head; NULL: not wanted */
+  float *dxhat, *u, *weight;              /* paired scratch; dxhat and u NR_TILE rows `pitch` apart */
+  int64_t pitch;
+  scratch g_strided[NR_TILE], x_strided[NR_TILE];
   tables tables;
-  scratch weight_buffer;
 } backward_tile;
 
 /* The power of two at or below a normal number; 1 for what has none. */
@@ -42,89 +46,180 @@ INLINE void load_statistics(const nr_block *b, backward_tile *t, int64_t group) 
     t->fraction[r] = rstd / scale;
     t->scale[r] = scale;
     t->offset[r] = -mean * scale;
+    t->sum_d[r] = t->sum_du[r] = 0;
   }
 }
 
-/* dy and u of one head's rows. */
-INLINE void backward_terms(const nr_block *b, nr_dtype dtype, backward_tile *t, int64_t head) {
-  const nr_segment *s = b->segment;
-  scratch strided;
-  if (tables_per_head(s))
-    load_tables(s, b->batch, t->first, t->rows, head, &t->tables);
-  if (s->weight.stride[2])
-    t->weight = parameter(&s->weight, nr_norm_weighs(s->norm), head, s->dim, &t->weight_buffer);
-  for (int64_t r = 0; r < t->rows; r++) {
-    const char *g = nr_row(&s->grad_y, b->batch, t->first + r, head);
-    rotate(s, &t->tables, r, true, gathered(&s->grad_y, g, dtype, s->dim, &strided), dtype, (char *)t->dy[r].channel,
-           NR_F32);
-    if (s->norm == NR_NORM_NONE)
-      continue;
-    const char *x = gathered(&s->x, nr_row(&s->x, b->batch, t->first + r, head), dtype, s->dim, &strided);
-    for (int64_t d = 0; d < s->dim; d += VECTOR) {
-      int64_t n = lanes(s->dim, d);
-      v16 u = v16_fma(load(x, dtype, d, n), v16_set(t->scale[r]), v16_set(t->offset[r]));
-      v16_put(&t->u[r].channel[d], u, n);
+/* dy of the chunk at channel d of a row of gradients. */
+INLINE v32 turned_back(const nr_segment *s, turn how, const float *cos, const float *sin, const char *row,
+                       nr_dtype dtype, int64_t d, int64_t n, int64_t turns) {
+  v32 g = load(row, dtype, d, n);
+  if (how == TURN_ADJACENT && d < turns)
+    return each_fma(g, get(cos, d), swapped(each_mul(g, get(sin, d))));
+  if (how == TURN_CHUNKS && d < turns) {
+    int64_t partner = partner_chunk(s, d);
+    return each_fma(g, get(cos, d), each_mul(load(row, dtype, partner, CHUNK), get(sin, partner)));
+  }
+  return g;
+}
+
+/* dxhat and u of one head's rows, and what they add to the sums over channels and rows. */
+INLINE void backward_terms(const nr_segment *s, backward_tile *t, nr_dtype dtype, turn how, int64_t rows) {
+  const bool norm = s->norm != NR_NORM_NONE, weighs = nr_norm_weighs(s->norm), centres = nr_norm_centres(s->norm);
+  const int64_t dim = s->dim, pitch = t->pitch, turns = t->tables.turned;
+  double *const weight_sum = t->weight_sum, *const bias_sum = t->bias_sum;
+  const float *const cos = t->tables.cos, *const sin = t->tables.sin, *const weights = t->weight;
+  float *const dxhats = t->dxhat, *const us = t->u;
+  const char *g[NR_TILE], *x[NR_TILE], *g_ahead[NR_TILE], *x_ahead[NR_TILE];
+  v16 scale[NR_TILE], offset[NR_TILE], fraction[NR_TILE];
+  const v16 zero = v16_set(0);
+  v16 sum_d[NR_TILE] = {zero, zero, zero, zero}, sum_du[NR_TILE] = {zero, zero, zero, zero};
+  UNROLLED
+  for (int64_t r = 0; r < rows; r++) {
+    g[r] = t->g[r], x[r] = t->x[r], g_ahead[r] = t->g_ahead[r], x_ahead[r] = t->x_ahead[r];
+    scale[r] = v16_set(t->scale[r]), offset[r] = v16_set(t->offset[r]), fraction[r] = v16_set(t->fraction[r]);
+  }
+  for (int64_t d = 0; d < dim; d += CHUNK) {
+    int64_t n = in_chunk(dim, d);
+    v32 dweight = {zero, zero}, dbias = {zero, zero}, weight = weighs ? get(weights, d) : dweight;
+    UNROLLED
+    for (int64_t r = 0; r < rows; r++) {
+      prefetch(g_ahead[r], dtype, d);
+      v32 dy =
+          turned_back(s, how, cos + r * pitch, sin + r * pitch, g[r], how == TURN_PLAIN ? NR_F32 : dtype, d, n, turns);
+      v32 dxhat = weighs ? each_mul(dy, weight) : dy;
+      put(dxhats + r * pitch, d, dxhat);
+      if (!norm)
+        continue;
+      prefetch(x_ahead[r], dtype, d);
+      v32 u = each_fma(load(x[r], dtype, d, n), (v32){scale[r], scale[r]}, (v32){offset[r], offset[r]});
+      if (n < CHUNK)
+        u = (v32){v16_first(u.even, n / 2), v16_first(u.odd, n / 2)};
+      put(us + r * pitch, d, u);
+      if (centres)
+        sum_d[r] = v16_add(v16_add(sum_d[r], dxhat.even), dxhat.odd);
+      sum_du[r] = v16_fma(dxhat.odd, u.odd, v16_fma(dxhat.even, u.even, sum_du[r]));
+      if (weight_sum)
+        dweight = each_fma(dy, each_mul(u, (v32){fraction[r], fraction[r]}), dweight);
+      if (bias_sum)
+        dbias = (v32){v16_add(dbias.even, dy.even), v16_add(dbias.odd, dy.odd)};
+    }
+    if (weight_sum) {
+      d16_add_to(weight_sum + d, dweight.even);
+      d16_add_to(weight_sum + d + HALF_CHUNK, dweight.odd);
+    }
+    if (bias_sum) {
+      d16_add_to(bias_sum + d, dbias.even);
+      d16_add_to(bias_sum + d + HALF_CHUNK, dbias.odd);
     }
   }
-}
-
-/* Adds one head's rows to the sums over channels, and to those over rows; dy becomes dxhat. */
-INLINE void backward_sums(const nr_block *b, backward_tile *t, int64_t head) {
-  const nr_segment *s = b->segment;
-  double *weight_sum = b->weight_sum ? b->weight_sum + (s->grad_weight.stride[2] ? head * s->dim : 0) : NULL;
-  double *bias_sum = b->bias_sum ? b->bias_sum + (s->grad_bias.stride[2] ? head * s->dim : 0) : NULL;
-  for (int64_t d = 0; d < s->dim; d += VECTOR) {
-    int64_t n = lanes(s->dim, d);
-    v16 dweight = v16_set(0), dbias = v16_set(0);
-    for (int64_t r = 0; r < t->rows; r++) {
-      v16 dy = get(t->dy[r].channel, d, n), u = get(t->u[r].channel, d, n), dxhat = dy;
-      if (t->weight) {
-        dxhat = v16_mul(dy, get(t->weight, d, n));
-        v16_put(&t->dy[r].channel[d], dxhat, n);
-      }
-      if (nr_norm_centres(s->norm))
-        t->sum_d[r] = v16_add(t->sum_d[r], dxhat);
-      t->sum_du[r] = v16_fma(dxhat, u, t->sum_du[r]);
-      dweight = v16_fma(dy, v16_mul(u, v16_set(t->fraction[r])), dweight);
-      dbias = v16_add(dbias, dy);
-    }
-    if (weight_sum)
-      v16_add_to(weight_sum + d, dweight, n);
-    if (bias_sum)
-      v16_add_to(bias_sum + d, dbias, n);
+  float of_d[NR_TILE] = {0}, of_du[NR_TILE];
+  if (centres)
+    v16_sum4(sum_d, of_d);
+  v16_sum4(sum_du, of_du);
+  for (int64_t r = 0; r < rows; r++) {
+    t->sum_d[r] += (double)of_d[r];
+    t->sum_du[r] += (double)of_du[r];
   }
 }
 
-/* One head's grad_x; shift[r] and slope[r] are -rstd * mean(dxhat) and rstd * fraction^2 * mean(dxhat * u)
-   of its rows. */
-INLINE void backward_store(const nr_block *b, nr_dtype dtype, const backward_tile *t, int64_t head, const float *shift,
-                           const float *slope) {
+/* A function for each dtype and way of turning, for whole tiles and for single rows. */
+#define TERMS(dtype, how)                                                                                              \
+  APART void terms_##dtype##_##how(const nr_segment *s, backward_tile *t) {                                            \
+    if (V16_REGISTERS && t->rows == NR_TILE)                                                                           \
+      backward_terms(s, t, NR_##dtype, TURN_##how, NR_TILE);                                                           \
+    else                                                                                                               \
+      backward_terms(s, t, NR_##dtype, TURN_##how, V16_REGISTERS ? 1 : t->rows);                                       \
+  }
+#define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS(dtype, PLAIN)
+TERMS_OF(F32)
+TERMS_OF(F16)
+TERMS_OF(BF16)
+#define TERMS_ROW(dtype)                                                                                               \
+  [NR_##dtype] = {[TURN_NONE] = terms_##dtype##_NONE,                                                                  \
+                  [TURN_ADJACENT] = terms_##dtype##_ADJACENT,                                                          \
+                  [TURN_CHUNKS] = terms_##dtype##_CHUNKS,                                                              \
+                  [TURN_PLAIN] = terms_##dtype##_PLAIN}
+static void (*const terms_functions[3][4])(const nr_segment *, backward_tile *) = {TERMS_ROW(F32), TERMS_ROW(F16),
+                                                                                   TERMS_ROW(BF16)};
+
+/* One head's grad_x. */
+INLINE void backward_store(const nr_block *b, nr_dtype dtype, const backward_tile *t, int64_t head, bool stream) {
   const nr_segment *s = b->segment;
+  const bool norm = s->norm != NR_NORM_NONE;
+  const int64_t dim = s->dim;
   for (int64_t r = 0; r < t->rows; r++) {
     scratch strided;
     char *row = nr_row(&s->grad_x, b->batch, t->first + r, head);
     char *out = s->grad_x.stride[3] == 1 ? row : (char *)strided.channel;
-    v16 rstd = v16_set(t->rstd[r]);
-    for (int64_t d = 0; d < s->dim; d += VECTOR) {
-      int64_t n = lanes(s->dim, d);
-      v16 value = get(t->dy[r].channel, d, n);
-      if (s->norm)
-        value = v16_fma(value, rstd, v16_fnma(get(t->u[r].channel, d, n), v16_set(slope[r]), v16_set(shift[r])));
-      store(out, dtype, d, n, value);
+    const float *const dxhat = t->dxhat + r * t->pitch, *const u = t->u + r * t->pitch;
+    v16 rstd = v16_set(t->rstd[r]), shift = v16_set(t->shift[r]), slope = v16_set(t->slope[r]);
+    for (int64_t d = 0; d < dim; d += CHUNK) {
+      v32 value = get(dxhat, d), of_u = norm ? get(u, d) : value;
+      if (norm) {
+        value.even = v16_fma(value.even, rstd, v16_fnma(of_u.even, slope, shift));
+        value.odd = v16_fma(value.odd, rstd, v16_fnma(of_u.odd, slope, shift));
+      }
+      store(out, dtype, d, in_chunk(dim, d), value, stream);
     }
-    scatter(&s->grad_x, row, dtype, s->dim, out);
+    scatter(&s->grad_x, row, dtype, dim, out);
   }
 }
 
-/* dxhat of one head's rows in t->dy, for the second time. */
-INLINE void backward_again(const nr_block *b, nr_dtype dtype, backward_tile *t, int64_t head) {
+/* The terms of one head. Its sums over rows go to the block's only where `summed`: the first time. */
+INLINE void backward_head(const nr_block *b, nr_dtype dtype, backward_tile *t, int64_t head, bool summed) {
   const nr_segment *s = b->segment;
-  backward_terms(b, dtype, t, head);
-  for (int64_t r = 0; r < t->rows && t->weight; r++)
-    for (int64_t d = 0; d < s->dim; d += VECTOR) {
-      int64_t n = lanes(s->dim, d);
-      v16_put(&t->dy[r].channel[d], v16_mul(get(t->dy[r].channel, d, n), get(t->weight, d, n)), n);
+  if (tables_per_head(s))
+    load_tables(s, b->batch, t->first, t->rows, head, &t->tables);
+  if (per_head(&s->weight))
+    load_parameter(&s->weight, head, s->dim, t->weight);
+  for (int64_t r = 0; r < t->rows; r++) {
+    const char *row = nr_row(&s->grad_y, b->batch, t->first + r, head);
+    if (t->tables.turn == TURN_PLAIN) {
+      scratch plain;
+      load_row(&s->grad_y, row, dtype, s->dim, plain.channel, false);
+      turn_plain(s, &t->tables, r, true, plain.channel, t->g_strided[r].channel);
+      t->g[r] = (const char *)t->g_strided[r].channel;
+    } else {
+      t->g[r] = gathered(&s->grad_y, row, dtype, s->dim, &t->g_strided[r]);
     }
+    if (s->norm)
+      t->x[r] = gathered(&s->x, nr_row(&s->x, b->batch, t->first + r, head), dtype, s->dim, &t->x_strided[r]);
+  }
+  int64_t padded = nr_padded(s->dim);
+  t->weight_sum = b->weight_sum && summed ? b->weight_sum + (s->grad_weight.stride[2] ? head * padded : 0) : NULL;
+  t->bias_sum = b->bias_sum && summed ? b->bias_sum + (s->grad_bias.stride[2] ? head * padded : 0) : NULL;
+  terms_functions[dtype][t->tables.turn](s, t);
+}
+
+INLINE void backward_rows(const nr_block *b, nr_dtype dtype, backward_tile *t) {
+  const nr_segment *s = b->segment;
+  int64_t heads = nr_group_heads(s);
+  double share = 1 / (double)(heads * s->dim);
+  if (s->rope_width && !tables_per_head(s))
+    load_tables(s, b->batch, t->first, t->rows, 0, &t->tables);
+  for (int64_t first = 0; first < s->heads; first += heads) {
+    load_statistics(b, t, first / heads);
+    for (int64_t n = first; n < first + heads; n++) {
+      rows_ahead(b, &s->grad_y, dtype, t->first, t->rows, n, t->g_ahead);
+      if (s->norm)
+        rows_ahead(b, &s->x, dtype, t->first, t->rows, n, t->x_ahead);
+      backward_head(b, dtype, t, n, true);
+    }
+    for (int64_t r = 0; r < t->rows; r++) {
+      double rstd = t->rstd[r], fraction = t->fraction[r];
+      t->shift[r] = (float)(-rstd * share * t->sum_d[r]);
+      t->slope[r] = (float)(rstd * fraction * fraction * share * t->sum_du[r]);
+    }
+    for (int64_t n = first; n < first + heads && s->grad_x.data; n++) {
+      if (heads > 1)
+        backward_head(b, dtype, t, n, false);
+      if (b->stream)
+        backward_store(b, dtype, t, n, true);
+      else
+        backward_store(b, dtype, t, n, false);
+    }
+  }
 }
 
 INLINE void backward_block(const nr_block *b, nr_dtype dtype) {
@@ -135,34 +230,21 @@ INLINE void backward_block(const nr_block *b, nr_dtype dtype) {
     return;
   }
   backward_tile t;
-  memset(t.tables.cos, 0, sizeof t.tables.cos);
-  t.weight = parameter(&s->weight, nr_norm_weighs(s->norm), 0, s->dim, &t.weight_buffer);
-  int64_t heads = nr_group_heads(s);
-  double share = 1 / (double)(heads * s->dim);
-  for (t.first = b->first; t.first < b->first + b->count; t.first += NR_TILE) {
-    t.rows = b->first + b->count - t.first < NR_TILE ? b->first + b->count - t.first : NR_TILE;
-    if (s->rope_width && !tables_per_head(s))
-      load_tables(s, b->batch, t.first, t.rows, 0, &t.tables);
-    for (int64_t group = 0; group < s->heads / heads; group++) {
-      float shift[NR_TILE], slope[NR_TILE];
-      load_statistics(b, &t, group);
-      for (int64_t r = 0; r < NR_TILE; r++)
-        t.sum_d[r] = t.sum_du[r] = v16_set(0);
-      for (int64_t n = group * heads; n < (group + 1) * heads; n++) {
-        backward_terms(b, dtype, &t, n);
-        if (s->norm)
-          backward_sums(b, &t, n);
-      }
-      for (int64_t r = 0; r < t.rows; r++) {
-        double rstd = t.rstd[r], fraction = t.fraction[r];
-        shift[r] = (float)(-rstd * share * v16_sum(t.sum_d[r]));
-        slope[r] = (float)(rstd * fraction * fraction * share * v16_sum(t.sum_du[r]));
-      }
-      for (int64_t n = group * heads; n < (group + 1) * heads && s->grad_x.data; n++) {
-        if (heads > 1)
-          backward_again(b, dtype, &t, n);
-        backward_store(b, dtype, &t, n, shift, slope);
-      }
-    }
+  _Alignas(64) float pool[(4 * NR_TILE + 1) * (NR_MAX_DIM + HALF_CHUNK)];
+  t.pitch = t.tables.pitch = pitch_of(s);
+  t.dxhat = pool;
+  t.u = t.dxhat + NR_TILE * t.pitch;
+  t.tables.cos = t.u + NR_TILE * t.pitch;
+  t.tables.sin = t.tables.cos + NR_TILE * t.pitch;
+  t.weight = t.tables.sin + NR_TILE * t.pitch;
+  t.tables.turn = TURN_NONE;
+  if (s->weight.data && !per_head(&s->weight))
+    load_parameter(&s->weight, 0, s->dim, t.weight);
+  int64_t end = b->first + b->count;
+  for (t.first = b->first; t.first < end; t.first += t.rows) {
+    t.rows = end - t.first < NR_TILE ? 1 : NR_TILE;
+    backward_rows(b, dtype, &t);
   }
+  if (b->stream)
+    v32_fence();
 }

@@ -10,8 +10,10 @@
 typedef struct nr_block {
   const nr_segment *segment;
   int64_t batch, first, count; /* positions [first, first + count) of one batch, all heads */
-  double *weight_sum;          /* += the block's part of grad_weight, [N or 1, D]; NULL: not wanted */
+  double *weight_sum;          /* += the block's part of grad_weight, [N or 1, padded D] in paired order (rows.inl);
+                                  NULL: not wanted */
   double *bias_sum;            /* likewise of grad_bias */
+  bool stream;                 /* the output is to pass by the caches; its rows are whole 64-byte lines then */
 } nr_block;
 
 /* One row of grad_cos and grad_sin: what the rows of one segment add to it. */

@@ -1,8 +1,9 @@
 /*
- * The vocabulary of the kernels, in plain C. A v16 is 16 floats whatever the machine's vectors are, which fixes the
- * order of every sum: channel d of a row is added in lane d % 16, and the lanes are added in halves (i with i + 8, then
- * i + 4, i + 2, i + 1). Every function rounds once per lane; v16_fma is a true fused multiply-add. Other instruction
- * sets give the same functions the same meaning, bit for bit but for the payload of NaNs.
+ * The vocabulary of the kernels, in plain C. A v16 is 16 floats and a v32 a chunk of 32 channels, the even ones and the
+ * odd ones apart, whatever the machine's vectors are. That fixes the order of every sum: channel d of a row is added in
+ * lane d / 2 % 16, the even channel before the odd one, and the lanes are added in halves (i with i + 8, then i + 4,
+ * i + 2, i + 1). Every function rounds once per lane; v16_fma is a true fused multiply-add. Other instruction sets give
+ * the same functions the same meaning, bit for bit but for the payload of NaNs.
  */
 #ifndef NR_CPU_KERNELS_SIMD_SCALAR_H
 #define NR_CPU_KERNELS_SIMD_SCALAR_H
@@ -11,14 +12,20 @@
 
 #include "base/dtype.h"
 
+#define V16_REGISTERS 0
+
 typedef struct v16 {
   float lane[16];
 } v16;
 
+typedef struct v32 {
+  v16 even, odd;
+} v32;
+
+/* A loop that the compiler keeps, or it would write out every lane of every call. */
 #define EACH_LANE(expression)                                                                                          \
   v16 out;                                                                                                             \
-  for (int i = 0; i < 16; i++)                                                                                         \
-    out.lane[i] = (expression);                                                                                        \
+  _Pragma("GCC unroll 1") for (int i = 0; i < 16; i++) out.lane[i] = (expression);                                     \
   return out
 
 static inline v16 v16_set(float value) { EACH_LANE(value); }
@@ -30,52 +37,57 @@ static inline v16 v16_mul(v16 a, v16 b) { EACH_LANE(a.lane[i] * b.lane[i]); }
 static inline v16 v16_fma(v16 a, v16 b, v16 c) { EACH_LANE(fmaf(a.lane[i], b.lane[i], c.lane[i])); }
 static inline v16 v16_fnma(v16 a, v16 b, v16 c) { EACH_LANE(fmaf(-a.lane[i], b.lane[i], c.lane[i])); }
 
-/* Lanes 2i and 2i + 1 change places. */
-static inline v16 v16_swap(v16 a) { EACH_LANE(a.lane[i ^ 1]); }
-
 /* The first n lanes; the others are 0, whatever they were. */
 static inline v16 v16_first(v16 a, int64_t n) { EACH_LANE(i < n ? a.lane[i] : 0.0f); }
 
+/* From and to 16 floats of scratch, 64-byte aligned. */
+static inline v16 v16_get(const float *from) { EACH_LANE(from[i]); }
+static inline void v16_put(float *to, v16 a) { memcpy(to, a.lane, sizeof a.lane); }
+
 #undef EACH_LANE
 
-static inline float v16_sum(v16 a) {
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; i++)
-      a.lane[i] += a.lane[i + half];
-  return a.lane[0];
+/* The sums of the lanes of four vectors. */
+static inline void v16_sum4(const v16 *of, float *sums) {
+  for (int k = 0; k < 4; k++) {
+    v16 a = of[k];
+    for (int half = 8; half; half /= 2)
+      for (int i = 0; i < half; i++)
+        a.lane[i] += a.lane[i + half];
+    sums[k] = a.lane[0];
+  }
 }
 
-/* Exact conversion of the first n elements at `from`; the other lanes are 0, and nothing behind is read. */
-static inline v16 v16_load_first(const void *from, nr_dtype dtype, int64_t n) {
-  v16 out = {{0}};
+/* Exact conversion of the first n of 32 elements, n even; the other lanes are 0, and nothing behind is read. */
+static inline v32 v32_load_first(const void *from, nr_dtype dtype, int64_t n) {
+  v32 out = {{{0}}, {{0}}};
   for (int64_t i = 0; i < n; i++)
-    out.lane[i] = dtype == NR_F32   ? ((const float *)from)[i]
-                  : dtype == NR_F16 ? nr_f32_from_f16(((const uint16_t *)from)[i])
-                                    : nr_f32_from_bf16(((const uint16_t *)from)[i]);
+    (i % 2 ? &out.odd : &out.even)->lane[i / 2] = dtype == NR_F32   ? ((const float *)from)[i]
+                                                  : dtype == NR_F16 ? nr_f32_from_f16(((const uint16_t *)from)[i])
+                                                                    : nr_f32_from_bf16(((const uint16_t *)from)[i]);
   return out;
 }
 
-static inline v16 v16_load(const void *from, nr_dtype dtype) { return v16_load_first(from, dtype, 16); }
+static inline v32 v32_load(const void *from, nr_dtype dtype) { return v32_load_first(from, dtype, 32); }
 
-/* The first n lanes, rounded to nearest even; a NaN is stored as the positive quiet NaN with a zero payload. */
-static inline void v16_store_first(void *to, nr_dtype dtype, v16 a, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
+/* The first n elements, n even, rounded to nearest even; a NaN is stored as the positive quiet NaN without payload. */
+static inline void v32_store_first(void *to, nr_dtype dtype, v32 a, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    float value = (i % 2 ? a.odd : a.even).lane[i / 2];
     if (dtype == NR_F32)
-      ((float *)to)[i] = nr_f32_quiet(a.lane[i]);
+      ((float *)to)[i] = nr_f32_quiet(value);
     else
-      ((uint16_t *)to)[i] = dtype == NR_F16 ? nr_f16_from_f32(a.lane[i]) : nr_bf16_from_f32(a.lane[i]);
+      ((uint16_t *)to)[i] = dtype == NR_F16 ? nr_f16_from_f32(value) : nr_bf16_from_f32(value);
+  }
 }
 
-static inline void v16_store(void *to, nr_dtype dtype, v16 a) { v16_store_first(to, dtype, a, 16); }
+static inline void v32_store(void *to, nr_dtype dtype, v32 a) { v32_store_first(to, dtype, a, 32); }
 
-/* The first n lanes as they are. */
-static inline void v16_put(float *to, v16 a, int64_t n) { memcpy(to, a.lane, (size_t)n * sizeof(float)); }
+/* The same past the caches, for 64-byte aligned addresses; v32_fence orders it before what other threads see next. */
+static inline void v32_stream(void *to, nr_dtype dtype, v32 a) { v32_store(to, dtype, a); }
+/* 64 bytes as they are, past the caches. */
+static inline void v32_stream_bytes(void *to, const void *from) { memcpy(to, from, 64); }
 
-/* to[i] += lane i, in double precision, for the first n lanes. */
-static inline void v16_add_to(double *to, v16 a, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
-    to[i] += (double)a.lane[i];
-}
+static inline void v32_fence(void) {}
 
 /* 16 doubles, for sums that must not lose digits. Same lanes, same tree. */
 typedef struct d16 {
@@ -95,6 +107,12 @@ static inline double d16_sum(d16 a) {
     for (int i = 0; i < half; i++)
       a.lane[i] += a.lane[i + half];
   return a.lane[0];
+}
+
+/* to[i] += lane i, in double precision. */
+static inline void d16_add_to(double *to, v16 a) {
+  for (int i = 0; i < 16; i++)
+    to[i] += (double)a.lane[i];
 }
 
 #endif
