@@ -10,7 +10,6 @@
 
 #include <cmocka.h>
 
-#include "api/fields.h"
 #include "plan/plan.h"
 #include "support/guarded.h"
 
@@ -47,7 +46,12 @@ static uint64_t next(fixture *f) {
 static double uniform(fixture *f) { return (double)(next(f) >> 11) * 0x1p-53; }
 
 /* Close enough to a normal distribution of spread 1. */
-static double normal(fixture *f) { return (uniform(f) + uniform(f) + uniform(f) + uniform(f) - 2) * sqrt(3); }
+static double normal(fixture *f) {
+  double sum = 0;
+  for (int i = 0; i < 4; i++) /* in this order on every machine */
+    sum += uniform(f);
+  return (sum - 2) * sqrt(3);
+}
 
 static double element(fixture *f, content filled) {
   switch (filled) {
@@ -115,9 +119,9 @@ static tensor *tensor_of(fixture *f, const nr_view *v) {
   return NULL;
 }
 
-static void shape_of(const nr_segment *s, const nr_field *field, int64_t shape[4]) {
+void fixture_shape(const nr_segment *s, const nr_field *field, int64_t shape[4]) {
   const nr_view *v = nr_view_at(s, field->offset);
-  int64_t heads = s->norm && s->scope == NR_SCOPE_ALL_HEADS ? 1 : s->heads;
+  int64_t heads = s->norm && s->scope == NR_SCOPE_ALL_HEADS ? s->heads > 0 : s->heads;
   int64_t rope_dim = s->rope_dim ? s->rope_dim : s->dim;
   int64_t shapes[][4] = {
       [NR_SHAPE_ROWS] = {s->batch, s->length, s->heads, s->dim},
@@ -269,15 +273,19 @@ static void consult(fixture *f, oracle *o, nr_segment *segments, nr_backend back
         continue;
       }
       int64_t shape[4], stride = 1;
-      shape_of(&f->segments[i], field, shape);
+      fixture_shape(&f->segments[i], field, shape);
       for (int axis = 3; axis >= 0; axis--) {
         v->stride[axis] = v->stride[axis] || axis == 3 ? stride : 0;
-        stride *= v->stride[axis] ? shape[axis] : 1;
+        stride *= v->stride[axis] && shape[axis] ? shape[axis] : 1;
       }
       void *shared = NULL;
-      for (int32_t j = 0; j < i && field->primal; j++)
-        if (nr_shared(nr_view_at(&f->segments[j], field->offset), nr_view_at(&f->segments[i], field->offset)))
+      for (int32_t j = 0; j < i && field->primal; j++) {
+        int64_t other[4];
+        fixture_shape(&f->segments[j], field, other);
+        if (nr_shared(nr_view_at(&f->segments[j], field->offset), nr_view_at(&f->segments[i], field->offset)) &&
+            memcmp(shape, other, sizeof shape) == 0)
           shared = view_in(&segments[j], field)->data;
+      }
       v->dtype = NR_F64;
       v->data = shared ? shared : (o->buffers[o->num_buffers++] = calloc((size_t)stride + 1, sizeof(double)));
     }
@@ -316,9 +324,9 @@ static void check_output(fixture *f, const oracle *o, int32_t segment, const nr_
   const nr_view *got = nr_view_at(&f->segments[segment], field->offset);
   const nr_view *exact = nr_view_at(&o->exact[segment], field->offset);
   const nr_view *magnitude = nr_view_at(&o->magnitude[segment], field->offset);
-  double roundings = f->direction == NR_FORWARD ? 4 : 2;
+  double roundings = f->direction == NR_BACKWARD && field->shape == NR_SHAPE_ROWS ? 2 : 4;
   int64_t shape[4], i[4];
-  shape_of(&f->segments[segment], field, shape);
+  fixture_shape(&f->segments[segment], field, shape);
   for (i[0] = 0; i[0] < shape[0]; i[0]++)
     for (i[1] = 0; i[1] < shape[1]; i[1]++)
       for (i[2] = 0; i[2] < shape[2]; i[2]++) {
@@ -327,7 +335,7 @@ static void check_output(fixture *f, const oracle *o, int32_t segment, const nr_
           largest = fmax(largest, at(magnitude, i));
         for (i[3] = 0; i[3] < shape[3]; i[3]++)
           if (field->shape == NR_SHAPE_STATISTICS)
-            check_element(got, exact, i, 0, 2, field, segment, what);
+            check_element(got, exact, i, 0, 2 + (double)(f->segments[segment].dim / 128), field, segment, what);
           else
             check_element(got, exact, i,
                           0x1p-149 + roundings * 0x1p-24 * (field->shape == NR_SHAPE_ROWS ? largest : at(magnitude, i)),
@@ -348,7 +356,7 @@ static void check_gaps(fixture *f, const char *what) {
       *mask = *mask ? *mask : calloc(t->size + 1, 1);
       int64_t shape[4];
       size_t size = nr_dtype_size(v->dtype);
-      shape_of(&f->segments[s], &nr_fields[k], shape);
+      fixture_shape(&f->segments[s], &nr_fields[k], shape);
       for (int64_t b = 0; b < shape[0]; b++)
         for (int64_t p = 0; p < shape[1]; p++)
           for (int64_t n = 0; n < shape[2]; n++)

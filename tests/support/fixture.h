@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api/fields.h"
 #include "normrope.h"
 
 /* How a view lies in memory. */
@@ -62,6 +63,9 @@ void fixture_measure(fixture *f, nr_segment *segment);
 
 /* Poisons all outputs that the segments name. */
 void fixture_poison(fixture *f);
+
+/* The extents of a view of the segment: 1 on the axes that it broadcasts. */
+void fixture_shape(const nr_segment *segment, const nr_field *field, int64_t shape[4]);
 
 /* Plans and runs; fails the test where that fails. isa NULL: the default. */
 void fixture_run(fixture *f, const char *isa, int32_t threads);

@@ -1,0 +1,36 @@
+/* All that a segment can say, in random combinations, against the reference and its bounds. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "support/cases.h"
+
+static void random_cases(void **state) {
+  (void)state;
+  enum { NUM_CASES = 2000 };
+  char text[CASE_TEXT];
+  for (uint64_t number = 0; number < NUM_CASES; number++) {
+    fixture *f = case_new(number, text);
+    fixture_try(f, NULL, 0, text);
+    fixture_free(f);
+  }
+  print_message("%d cases, worst error %.3f of the bound\n", NUM_CASES, fixture_worst());
+}
+
+static void several_blocks(void **state) {
+  (void)state;
+  char text[CASE_TEXT];
+  for (int number = 0; number < NUM_LARGE_CASES; number++) {
+    fixture *f = large_case_new(number, text);
+    fixture_try(f, NULL, 0, text);
+    fixture_free(f);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(random_cases), cmocka_unit_test(several_blocks)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
