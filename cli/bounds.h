@@ -12,9 +12,8 @@
 #include "normrope.h"
 
 /* Float32 roundings of the largest term that results may be off by, beside their last rounding. */
-enum { NR_SLACK_BACKWARD = 2, NR_SLACK_FORWARD = 4, NR_SLACK_TABLE = 4, NR_SLACK_PARAMETER = 2, NR_SLACK_MEAN = 2 };
-/* Statistics are compared in ulp of float32; rstd has besides, in nr_sum_slack, the rounding errors of the sum of
- * squares. */
+enum { NR_SLACK_BACKWARD = 2, NR_SLACK_FORWARD = 4, NR_SLACK_TABLE = 4, NR_SLACK_PARAMETER = 2 };
+/* Statistics are compared in ulp of float32. */
 enum { NR_STATISTICS_ULP = 2 };
 
 /* What was found in one output. Starts as all zeros. */
@@ -32,9 +31,8 @@ double nr_ulp(nr_dtype dtype, double value);
 /* The slack that `roundings` float32 roundings of a term of this magnitude are. */
 double nr_slack(int roundings, double magnitude);
 
-/* What a float32 sum over `dim` channels in 16 partial sums adds to the error of a rstd of this size: rounding errors
-   add up like a random walk, so it grows with the root of the terms to a partial sum. */
-double nr_sum_slack(int64_t dim, double rstd);
+/* What a float64 sum of terms of this magnitude may be off by: all that is left where a mean cancels to nothing. */
+double nr_mean_slack(double magnitude);
 
 /*
  * Judges one element: |got - exact| <= ulp/2 + slack. What is not finite must not be finite: where the exact value is

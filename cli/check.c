@@ -163,9 +163,7 @@ static void judge_statistics(worker *w, piece *p, nr_case_slot slot) {
       if (slot == NR_SLOT_MEAN) {
         double magnitude = mean_magnitude(&p->given, s, n);
         size = isfinite(magnitude) ? magnitude : 0;
-        slack += nr_slack(NR_SLACK_MEAN, size);
-      } else {
-        slack += nr_sum_slack(p->given.dim, size);
+        slack += nr_mean_slack(size);
       }
       nr_judge(&w->verdicts[output], got->dtype, tensor_index(w->of->c, output, got, view_index(got, 0, s, n, 0)),
                view_value(got, 0, s, n, 0), value, slack, size);
