@@ -1,6 +1,7 @@
 /* The entry points: describe, check once, plan, run. */
 #include "normrope.h"
 
+#include <fenv.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -86,8 +87,7 @@ static nr_status make_plan(nr_plan *plan, const nr_problem *problem) {
     status = nr_validate(plan->segments, plan->num_segments, plan->direction, plan->backend->mixed);
   if (status != NR_OK)
     return status;
-  nr_plan_cut(plan);
-  return plan->backend->prepare(plan, problem->isa);
+  return plan->backend->prepare ? plan->backend->prepare(plan, problem->isa) : NR_OK;
 }
 
 nr_status nr_plan_create(nr_plan **plan, const nr_problem *problem) {
@@ -179,6 +179,16 @@ static nr_status rebind(const nr_plan *plan, const nr_segment *theirs, nr_segmen
   return check_sharing(plan, bound);
 }
 
+/* A program may flush subnormals, round otherwise or trap; results must not depend on it. */
+static nr_status run_backend(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+  fenv_t callers;
+  fegetenv(&callers);
+  fesetenv(FE_DFL_ENV);
+  nr_status status = plan->backend->run(plan, segments, workspace);
+  fesetenv(&callers);
+  return status;
+}
+
 nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *workspace, size_t workspace_size,
                       void *stream) {
   if (!plan)
@@ -193,11 +203,11 @@ nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *wor
   if (plan->workspace_size && (uintptr_t)workspace % sizeof(double))
     return nr_fail(NR_ERROR_INVALID, "workspace: address %p, expected a multiple of %zu", workspace, sizeof(double));
   if (!segments)
-    return plan->backend->run(plan, plan->segments, workspace);
+    return run_backend(plan, plan->segments, workspace);
   nr_segment bound[NR_MAX_SEGMENTS];
   bool same;
   nr_status status = rebind(plan, segments, bound, &same);
   if (status == NR_OK && !same)
     status = nr_validate_addresses(bound, plan->num_segments, plan->direction);
-  return status == NR_OK ? plan->backend->run(plan, bound, workspace) : status;
+  return status == NR_OK ? run_backend(plan, bound, workspace) : status;
 }

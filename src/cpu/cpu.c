@@ -120,9 +120,6 @@ static void table_gradient(const nr_plan *plan, const nr_segment *segments, int3
 
 /* What each thread of a run does. */
 static void work(const nr_plan *plan, const nr_segment *segments, char *workspace) {
-  fenv_t callers;
-  fegetenv(&callers); /* a program may flush subnormals or round otherwise; results must not depend on it */
-  fesetenv(FE_DFL_ENV);
   bool backward = plan->direction == NR_BACKWARD;
   for (int32_t i = 0; i < plan->num_segments && backward; i++) { /* they read x, which grad_x may be written over */
     table_gradient(plan, segments, i, offsetof(nr_segment, grad_cos));
@@ -135,7 +132,6 @@ static void work(const nr_plan *plan, const nr_segment *segments, char *workspac
     add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_weight));
     add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_bias));
   }
-  fesetenv(&callers);
 }
 
 static double seconds(void) {
@@ -156,7 +152,13 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
     work(plan, segments, workspace);
   } else {
 #pragma omp parallel num_threads(threads)
-    work(plan, segments, workspace);
+    {
+      fenv_t theirs; /* OpenMP's threads are the program's too */
+      fegetenv(&theirs);
+      fesetenv(FE_DFL_ENV);
+      work(plan, segments, workspace);
+      fesetenv(&theirs);
+    }
   }
   if (nr_verbose() >= NR_VERBOSE_PROFILE)
     nr_say("%s, %d segments, %s, %d threads: %.3f ms", plan->direction == NR_FORWARD ? "forward" : "backward",
@@ -164,6 +166,9 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
   return NR_OK;
 }
 
-static nr_status prepare(nr_plan *plan, const char *isa) { return nr_dispatch(isa, &plan->kernels); }
+static nr_status prepare(nr_plan *plan, const char *isa) {
+  nr_plan_cut(plan);
+  return nr_dispatch(isa, &plan->kernels);
+}
 
-const nr_backend_ops nr_backend_cpu = {"cpu", false, prepare, run};
+const nr_backend_ops nr_backend_cpu = {.name = "cpu", .prepare = prepare, .run = run};

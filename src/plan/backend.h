@@ -7,10 +7,10 @@
 typedef struct nr_backend_ops {
   const char *name;
   bool mixed; /* takes any mixture of dtypes, float64 too */
-  /* Chooses what the plan needs beyond the cut (kernels); `isa` as in nr_problem. */
+  /* Cuts the plan and chooses what else it needs (kernels); `isa` as in nr_problem. NULL: nothing, and no workspace. */
   nr_status (*prepare)(nr_plan *plan, const char *isa);
-  /* Runs it; `segments` are the plan's with this run's addresses, `workspace` is large enough. Nothing can fail but a
-     device. */
+  /* Runs it in the default floating-point environment, which other threads have to set themselves; `segments` are the
+     plan's with this run's addresses, `workspace` is large enough. Nothing can fail but a device. */
   nr_status (*run)(const nr_plan *plan, const nr_segment *segments, void *workspace);
 } nr_backend_ops;
 

@@ -5,7 +5,6 @@
  * As the magnitude backend the same formulas run with every term replaced by its magnitude: that bounds the size of
  * what was added up, and so, times the rounding unit, the rounding error of a good computation.
  */
-#include <fenv.h>
 #include <math.h>
 
 #include "plan/backend.h"
@@ -170,9 +169,7 @@ static void gradient_row(const nr_plan *plan, const nr_segment *segments, const 
   row sum = {0};
   for (const nr_segment *g = segments; g < segments + plan->num_segments; g++) {
     bool contributes = table ? g->rope_width > 0 : bias ? g->norm == NR_NORM_LAYER_AFFINE : nr_norm_weighs(g->norm);
-    if (!nr_shared(nr_view_at(g, offset), out) || !contributes)
-      continue;
-    for (int64_t pb = 0; pb < g->batch; pb++)
+    for (int64_t pb = 0; nr_shared(nr_view_at(g, offset), out) && contributes && pb < g->batch; pb++)
       for (int64_t s = table ? t - g->rope_position : 0; s >= 0 && s < g->length; s += table ? g->length : 1)
         for (int64_t pn = 0; pn < g->heads; pn++)
           if ((!table || !out->stride[0] || pb == b) && (!out->stride[2] || pn == n))
@@ -182,55 +179,35 @@ static void gradient_row(const nr_plan *plan, const nr_segment *segments, const 
     put(out, b, t, n, d, sum[d]);
 }
 
-static void parameter_gradients(const nr_plan *plan, const nr_segment *segments, bool magnitude) {
-  static const size_t offsets[] = {offsetof(nr_segment, grad_weight), offsetof(nr_segment, grad_bias),
-                                   offsetof(nr_segment, grad_cos), offsetof(nr_segment, grad_sin)};
-  for (int32_t i = 0; i < plan->num_segments; i++)
-    for (int k = 0; k < 4; k++) {
-      const nr_segment *g = &segments[i];
-      const nr_view *out = nr_view_at(g, offsets[k]);
-      bool first = nr_first_of_shared(segments, i, offsets[k]), table = k >= 2;
-      for (int64_t b = 0; first && b < (table && out->stride[0] ? g->batch : 1); b++)
-        for (int64_t t = 0; t < (table ? g->rope_length : 1); t++)
-          for (int64_t n = 0; n < (out->stride[2] ? g->heads : 1); n++)
-            gradient_row(plan, segments, g, offsets[k], b, t, n, magnitude);
-    }
+static void gradient(const nr_plan *plan, const nr_segment *segments, int32_t i, size_t offset, bool magnitude) {
+  const nr_segment *g = &segments[i];
+  const nr_view *out = nr_view_at(g, offset);
+  bool first = nr_first_of_shared(segments, i, offset), table = offset >= offsetof(nr_segment, grad_cos);
+  for (int64_t b = 0; first && b < (table && out->stride[0] ? g->batch : 1); b++)
+    for (int64_t t = 0; t < (table ? g->rope_length : 1); t++)
+      for (int64_t n = 0; n < (out->stride[2] ? g->heads : 1); n++)
+        gradient_row(plan, segments, g, offset, b, t, n, magnitude);
 }
 
-static void run(const nr_plan *plan, const nr_segment *segments, bool magnitude) {
-  fenv_t callers;
-  fegetenv(&callers); /* as on the CPU backend: results do not depend on it */
-  fesetenv(FE_DFL_ENV);
-  if (plan->direction == NR_BACKWARD) /* before grad_x, which may be written over x */
-    parameter_gradients(plan, segments, magnitude);
+static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+  (void)workspace;
+  bool magnitude = plan->backend == &nr_backend_magnitude, backward_run = plan->direction == NR_BACKWARD;
+  for (int32_t i = 0; i < plan->num_segments && backward_run; i++) { /* before grad_x, which may be written over x */
+    gradient(plan, segments, i, offsetof(nr_segment, grad_weight), magnitude);
+    gradient(plan, segments, i, offsetof(nr_segment, grad_bias), magnitude);
+    gradient(plan, segments, i, offsetof(nr_segment, grad_cos), magnitude);
+    gradient(plan, segments, i, offsetof(nr_segment, grad_sin), magnitude);
+  }
   for (const nr_segment *g = segments; g < segments + plan->num_segments; g++)
     for (int64_t b = 0; b < g->batch; b++)
       for (int64_t s = 0; s < g->length; s++)
         for (int64_t n = 0; n < g->heads; n += nr_group_heads(g))
-          if (plan->direction == NR_FORWARD)
+          if (!backward_run)
             forward((place){g, b, s, n, magnitude});
           else if (g->grad_x.data)
             backward((place){g, b, s, n, magnitude});
-  fesetenv(&callers);
-}
-
-static nr_status run_reference(const nr_plan *plan, const nr_segment *segments, void *workspace) {
-  (void)workspace;
-  run(plan, segments, false);
   return NR_OK;
 }
 
-static nr_status run_magnitude(const nr_plan *plan, const nr_segment *segments, void *workspace) {
-  (void)workspace;
-  run(plan, segments, true);
-  return NR_OK;
-}
-
-static nr_status prepare(nr_plan *plan, const char *isa) {
-  (void)isa;
-  plan->workspace_size = 0;
-  return NR_OK;
-}
-
-const nr_backend_ops nr_backend_reference = {"reference", true, prepare, run_reference};
-const nr_backend_ops nr_backend_magnitude = {"magnitude", true, prepare, run_magnitude};
+const nr_backend_ops nr_backend_reference = {.name = "reference", .mixed = true, .run = run};
+const nr_backend_ops nr_backend_magnitude = {.name = "magnitude", .mixed = true, .run = run};
