@@ -17,7 +17,7 @@
 typedef struct backward_tile {
   int64_t first, rows;
   const char *g[NR_TILE], *x[NR_TILE]; /* the rows' elements side by side; with TURN_PLAIN g is dy, in floats */
-  const char *g_ahead[NR_TILE], *x_ahead[NR_TILE];
+  int64_t g_ahead, x_ahead;            /* bytes to what is prefetched */
   float rstd[NR_TILE], fraction[NR_TILE], scale[NR_TILE], offset[NR_TILE]; /* offset = -mean * scale */
   float shift[NR_TILE], slope[NR_TILE];   /* -rstd * mean(dxhat), rstd * fraction^2 * mean(dxhat * u) */
   double sum_d[NR_TILE], sum_du[NR_TILE]; /* of dxhat, of dxhat * u */
@@ -63,60 +63,88 @@ INLINE v32 turned_back(const nr_segment *s, turn how, const float *cos, const fl
   return g;
 }
 
-/* dxhat and u of one head's rows, and what they add to the sums over channels and rows. */
-INLINE void backward_terms(const nr_segment *s, backward_tile *t, nr_dtype dtype, turn how, int64_t rows) {
-  const bool norm = s->norm != NR_NORM_NONE, weighs = nr_norm_weighs(s->norm), centres = nr_norm_centres(s->norm);
-  const int64_t dim = s->dim, pitch = t->pitch, turns = t->tables.turned;
-  double *const weight_sum = t->weight_sum, *const bias_sum = t->bias_sum;
-  const float *const cos = t->tables.cos, *const sin = t->tables.sin, *const weights = t->weight;
-  float *const dxhats = t->dxhat, *const us = t->u;
-  const char *g[NR_TILE], *x[NR_TILE], *g_ahead[NR_TILE], *x_ahead[NR_TILE];
-  v16 scale[NR_TILE], offset[NR_TILE], fraction[NR_TILE];
+/* What the terms of a head need and add up, in registers. */
+typedef struct backward_work {
+  bool norm, weighs, centres;
+  int64_t pitch, turns;
+  double *weight_sum, *bias_sum;
+  const float *cos, *sin, *weight;
+  float *dxhat, *u;
+  const char *g[NR_TILE], *x[NR_TILE];
+  int64_t g_ahead, x_ahead;
+  v16 scale[NR_TILE], offset[NR_TILE], fraction[NR_TILE], sum_d[NR_TILE], sum_du[NR_TILE];
+} backward_work;
+
+/* dxhat and u in the chunk at channel d of a head's rows, and what they add to the sums over channels and rows. */
+INLINE void backward_chunk(const nr_segment *s, backward_work *w, nr_dtype dtype, turn how, int64_t rows, int64_t d,
+                           int64_t n) {
   const v16 zero = v16_set(0);
-  v16 sum_d[NR_TILE] = {zero, zero, zero, zero}, sum_du[NR_TILE] = {zero, zero, zero, zero};
+  v32 dweight = {zero, zero}, dbias = {zero, zero}, weight = w->weighs ? get(w->weight, d) : dweight;
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
-    g[r] = t->g[r], x[r] = t->x[r], g_ahead[r] = t->g_ahead[r], x_ahead[r] = t->x_ahead[r];
-    scale[r] = v16_set(t->scale[r]), offset[r] = v16_set(t->offset[r]), fraction[r] = v16_set(t->fraction[r]);
+    prefetch(w->g[r] + w->g_ahead, dtype, d);
+    v32 dy = turned_back(s, how, w->cos + r * w->pitch, w->sin + r * w->pitch, w->g[r],
+                         how == TURN_PLAIN ? NR_F32 : dtype, d, n, w->turns);
+    v32 dxhat = w->weighs ? each_mul(dy, weight) : dy;
+    put(w->dxhat + r * w->pitch, d, dxhat);
+    if (!w->norm)
+      continue;
+    prefetch(w->x[r] + w->x_ahead, dtype, d);
+    v32 u = each_fma(load(w->x[r], dtype, d, n), (v32){w->scale[r], w->scale[r]}, (v32){w->offset[r], w->offset[r]});
+    if (n < CHUNK)
+      u = (v32){v16_first(u.even, n / 2), v16_first(u.odd, n / 2)};
+    put(w->u + r * w->pitch, d, u);
+    if (w->centres)
+      w->sum_d[r] = v16_add(v16_add(w->sum_d[r], dxhat.even), dxhat.odd);
+    w->sum_du[r] = v16_fma(dxhat.odd, u.odd, v16_fma(dxhat.even, u.even, w->sum_du[r]));
+    if (w->weight_sum)
+      dweight = each_fma(dy, each_mul(u, (v32){w->fraction[r], w->fraction[r]}), dweight);
+    if (w->bias_sum)
+      dbias = (v32){v16_add(dbias.even, dy.even), v16_add(dbias.odd, dy.odd)};
   }
-  for (int64_t d = 0; d < dim; d += CHUNK) {
-    int64_t n = in_chunk(dim, d);
-    v32 dweight = {zero, zero}, dbias = {zero, zero}, weight = weighs ? get(weights, d) : dweight;
-    UNROLLED
-    for (int64_t r = 0; r < rows; r++) {
-      prefetch(g_ahead[r], dtype, d);
-      v32 dy =
-          turned_back(s, how, cos + r * pitch, sin + r * pitch, g[r], how == TURN_PLAIN ? NR_F32 : dtype, d, n, turns);
-      v32 dxhat = weighs ? each_mul(dy, weight) : dy;
-      put(dxhats + r * pitch, d, dxhat);
-      if (!norm)
-        continue;
-      prefetch(x_ahead[r], dtype, d);
-      v32 u = each_fma(load(x[r], dtype, d, n), (v32){scale[r], scale[r]}, (v32){offset[r], offset[r]});
-      if (n < CHUNK)
-        u = (v32){v16_first(u.even, n / 2), v16_first(u.odd, n / 2)};
-      put(us + r * pitch, d, u);
-      if (centres)
-        sum_d[r] = v16_add(v16_add(sum_d[r], dxhat.even), dxhat.odd);
-      sum_du[r] = v16_fma(dxhat.odd, u.odd, v16_fma(dxhat.even, u.even, sum_du[r]));
-      if (weight_sum)
-        dweight = each_fma(dy, each_mul(u, (v32){fraction[r], fraction[r]}), dweight);
-      if (bias_sum)
-        dbias = (v32){v16_add(dbias.even, dy.even), v16_add(dbias.odd, dy.odd)};
-    }
-    if (weight_sum) {
-      d16_add_to(weight_sum + d, dweight.even);
-      d16_add_to(weight_sum + d + HALF_CHUNK, dweight.odd);
-    }
-    if (bias_sum) {
-      d16_add_to(bias_sum + d, dbias.even);
-      d16_add_to(bias_sum + d + HALF_CHUNK, dbias.odd);
-    }
+  if (w->weight_sum) {
+    d16_add_to(w->weight_sum + d, dweight.even);
+    d16_add_to(w->weight_sum + d + HALF_CHUNK, dweight.odd);
   }
+  if (w->bias_sum) {
+    d16_add_to(w->bias_sum + d, dbias.even);
+    d16_add_to(w->bias_sum + d + HALF_CHUNK, dbias.odd);
+  }
+}
+
+/* dxhat and u of one head's rows, and their sums. */
+INLINE void backward_terms(const nr_segment *s, backward_tile *t, nr_dtype dtype, turn how, int64_t rows) {
+  backward_work w = {.norm = s->norm != NR_NORM_NONE,
+                     .weighs = nr_norm_weighs(s->norm),
+                     .centres = nr_norm_centres(s->norm),
+                     .pitch = t->pitch,
+                     .turns = t->tables.turned,
+                     .weight_sum = t->weight_sum,
+                     .bias_sum = t->bias_sum,
+                     .cos = t->tables.cos,
+                     .sin = t->tables.sin,
+                     .weight = t->weight,
+                     .dxhat = t->dxhat,
+                     .u = t->u,
+                     .g_ahead = how == TURN_PLAIN ? 0 : t->g_ahead,
+                     .x_ahead = t->x_ahead};
+  UNROLLED
+  for (int64_t r = 0; r < NR_TILE; r++) {
+    w.sum_d[r] = w.sum_du[r] = v16_set(0);
+    if (r >= rows)
+      continue;
+    w.g[r] = t->g[r], w.x[r] = t->x[r];
+    w.scale[r] = v16_set(t->scale[r]), w.offset[r] = v16_set(t->offset[r]), w.fraction[r] = v16_set(t->fraction[r]);
+  }
+  int64_t whole = V16_REGISTERS ? s->dim / CHUNK * CHUNK : 0;
+  for (int64_t d = 0; d < whole; d += CHUNK)
+    backward_chunk(s, &w, dtype, how, rows, d, CHUNK);
+  for (int64_t d = whole; d < s->dim; d += CHUNK)
+    backward_chunk(s, &w, dtype, how, rows, d, in_chunk(s->dim, d));
   float of_d[NR_TILE] = {0}, of_du[NR_TILE];
-  if (centres)
-    v16_sum4(sum_d, of_d);
-  v16_sum4(sum_du, of_du);
+  if (w.centres)
+    v16_sum4(w.sum_d, of_d);
+  v16_sum4(w.sum_du, of_du);
   for (int64_t r = 0; r < rows; r++) {
     t->sum_d[r] += (double)of_d[r];
     t->sum_du[r] += (double)of_du[r];
@@ -155,8 +183,9 @@ INLINE void backward_store(const nr_block *b, nr_dtype dtype, const backward_til
     const float *const dxhat = t->dxhat + r * t->pitch, *const u = t->u + r * t->pitch;
     v16 rstd = v16_set(t->rstd[r]), shift = v16_set(t->shift[r]), slope = v16_set(t->slope[r]);
     for (int64_t d = 0; d < dim; d += CHUNK) {
-      v32 value = get(dxhat, d), of_u = norm ? get(u, d) : value;
+      v32 value = get(dxhat, d);
       if (norm) {
+        v32 of_u = get(u, d);
         value.even = v16_fma(value.even, rstd, v16_fnma(of_u.even, slope, shift));
         value.odd = v16_fma(value.odd, rstd, v16_fnma(of_u.odd, slope, shift));
       }
@@ -201,9 +230,8 @@ INLINE void backward_rows(const nr_block *b, nr_dtype dtype, backward_tile *t) {
   for (int64_t first = 0; first < s->heads; first += heads) {
     load_statistics(b, t, first / heads);
     for (int64_t n = first; n < first + heads; n++) {
-      rows_ahead(b, &s->grad_y, dtype, t->first, t->rows, n, t->g_ahead);
-      if (s->norm)
-        rows_ahead(b, &s->x, dtype, t->first, t->rows, n, t->x_ahead);
+      t->g_ahead = distance_ahead(b, &s->grad_y, dtype, t->first, n);
+      t->x_ahead = distance_ahead(b, &s->x, dtype, t->first, n);
       backward_head(b, dtype, t, n, true);
     }
     for (int64_t r = 0; r < t->rows; r++) {

@@ -191,24 +191,20 @@ static void turn_plain(const nr_segment *s, const tables *of, int64_t r, bool tr
     out[d] = y[d];
 }
 
-/* The rows that are worked on some 4 KiB after those of a head, in this tile or the next one: where prefetches go,
-   since reading jumps from head to head, which no hardware follows. Rows that are not there are replaced by the present
-   ones. */
-INLINE void rows_ahead(const nr_block *b, const nr_view *v, nr_dtype dtype, int64_t first, int64_t rows, int64_t head,
-                       const char **ahead) {
+/* How far, in bytes, the rows that are worked on some 4 KiB after those of a head are from them, in this tile or the
+   next one: where prefetches go, since reading jumps from head to head, which no hardware follows. 0 where there are
+   none. */
+INLINE int64_t distance_ahead(const nr_block *b, const nr_view *v, nr_dtype dtype, int64_t first, int64_t head) {
   const nr_segment *s = b->segment;
-  int64_t bytes = s->dim * (int64_t)size_of(dtype), now = first, now_head = head;
-  for (int64_t distance = 0; distance < AHEAD; distance += NR_TILE * bytes)
-    if (++head == s->heads) {
-      head = 0;
-      first += NR_TILE;
+  int64_t size = (int64_t)size_of(dtype), heads = 0, positions = 0;
+  for (int64_t bytes = 0; bytes < AHEAD && positions <= NR_TILE; bytes += NR_TILE * s->dim * size)
+    if (head + ++heads == s->heads) {
+      heads -= s->heads;
+      positions += NR_TILE;
     }
-  if (first + NR_TILE > b->first + b->count || v->stride[3] != 1) {
-    first = now;
-    head = now_head;
-  }
-  for (int64_t r = 0; r < rows; r++)
-    ahead[r] = nr_row(v, b->batch, first + r, head);
+  if (first + positions + NR_TILE > b->first + b->count || v->stride[3] != 1)
+    return 0;
+  return (heads * v->stride[2] + positions * v->stride[1]) * size;
 }
 
 /* Brings a chunk of a row to the caches. */
@@ -233,13 +229,12 @@ INLINE void copy_block(const nr_block *b, const nr_view *from, const nr_view *to
   const nr_segment *s = b->segment;
   for (int64_t first = b->first; first < b->first + b->count; first += NR_TILE)
     for (int64_t n = 0; n < s->heads; n++) {
-      const char *ahead[NR_TILE];
-      rows_ahead(b, from, dtype, first, NR_TILE, n, ahead);
+      int64_t ahead = distance_ahead(b, from, dtype, first, n);
       for (int64_t p = first; p < first + NR_TILE && p < b->first + b->count; p++) {
-        for (int64_t d = 0; d < s->dim; d += CHUNK)
-          prefetch(ahead[p - first], dtype, d);
         char *out = nr_row(to, b->batch, p, n);
         const char *in = nr_row(from, b->batch, p, n);
+        for (int64_t d = 0; d < s->dim; d += CHUNK)
+          prefetch(in + ahead, dtype, d);
         if (from->stride[3] == 1 && to->stride[3] == 1) {
           copy_row(out, in, (size_t)s->dim * size_of(dtype), b->stream);
           continue;

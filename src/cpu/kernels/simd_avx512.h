@@ -78,22 +78,27 @@ static inline v32 v32_load_first(const void *from, nr_dtype dtype, int64_t n) {
   return v32_widen(_mm512_maskz_loadu_epi16(mask, from), dtype);
 }
 
-static inline v16 v16_quiet(v16 a) {
-  return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_ps(nr_f32_bits(0x7fc00000u)));
+/* NaNs, which are rare, made quiet and without payload. */
+static inline v32 v32_quiet(v32 a) {
+  if (__builtin_expect(_mm512_cmp_ps_mask(a.even, a.odd, _CMP_UNORD_Q), 0)) {
+    const v16 nan = _mm512_set1_ps(nr_f32_bits(0x7fc00000u));
+    a.even = _mm512_mask_mov_ps(a.even, _mm512_cmp_ps_mask(a.even, a.even, _CMP_UNORD_Q), nan);
+    a.odd = _mm512_mask_mov_ps(a.odd, _mm512_cmp_ps_mask(a.odd, a.odd, _CMP_UNORD_Q), nan);
+  }
+  return a;
 }
 
 /* The bits whose upper half is the bfloat16. In integers: the processor's own conversion flushes subnormals. */
 static inline __m512i v16_round_bf16(v16 a) {
   __m512i bits = _mm512_castps_si512(a);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
 
 static inline __m512i v32_narrow(v32 a, nr_dtype dtype) {
+  a = v32_quiet(a);
   if (dtype == NR_F16) {
     enum { MODE = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
-    a = (v32){v16_quiet(a.even), v16_quiet(a.odd)};
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(v32_low(a), MODE)),
                               _mm512_cvtps_ph(v32_high(a), MODE), 1);
   }
@@ -103,7 +108,7 @@ static inline __m512i v32_narrow(v32 a, nr_dtype dtype) {
 
 static inline void v32_store(void *to, nr_dtype dtype, v32 a) {
   if (dtype == NR_F32) {
-    a = (v32){v16_quiet(a.even), v16_quiet(a.odd)};
+    a = v32_quiet(a);
     _mm512_storeu_ps(to, v32_low(a));
     _mm512_storeu_ps((float *)to + 16, v32_high(a));
   } else {
@@ -114,7 +119,7 @@ static inline void v32_store(void *to, nr_dtype dtype, v32 a) {
 static inline void v32_store_first(void *to, nr_dtype dtype, v32 a, int64_t n) {
   __mmask32 mask = v32_mask(n);
   if (dtype == NR_F32) {
-    a = (v32){v16_quiet(a.even), v16_quiet(a.odd)};
+    a = v32_quiet(a);
     _mm512_mask_storeu_ps(to, (__mmask16)mask, v32_low(a));
     _mm512_mask_storeu_ps((float *)to + 16, (__mmask16)(mask >> 16), v32_high(a));
   } else {
@@ -124,7 +129,7 @@ static inline void v32_store_first(void *to, nr_dtype dtype, v32 a, int64_t n) {
 
 static inline void v32_stream(void *to, nr_dtype dtype, v32 a) {
   if (dtype == NR_F32) {
-    a = (v32){v16_quiet(a.even), v16_quiet(a.odd)};
+    a = v32_quiet(a);
     _mm512_stream_ps(to, v32_low(a));
     _mm512_stream_ps((float *)to + 16, v32_high(a));
   } else {
