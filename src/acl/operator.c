@@ -386,8 +386,9 @@ void nr_call_place(nr_call *call, int index, void *storage) {
     if (!feeds(o, (nr_part)p))
       continue;
     nr_view *v = view_of(call, p, o);
-    int64_t start = o->layout == NR_LAYOUT_JOINED ? call->start[p] * v->stride[1] : 0;
-    uintptr_t skipped = (uintptr_t)(call->operands[index].offset + start * (int64_t)nr_dtype_size(v->dtype));
+    /* Modulo 2^64, since the stride of an axis without a second element is any number. */
+    uint64_t start = o->layout == NR_LAYOUT_JOINED ? (uint64_t)call->start[p] * (uint64_t)v->stride[1] : 0;
+    uintptr_t skipped = (uintptr_t)call->operands[index].offset + start * nr_dtype_size(v->dtype);
     /* Whatever address a tensor without elements has, it is of no interest. */
     v->data = call->operands[index].empty ? NULL : (void *)((uintptr_t)storage + skipped);
   }

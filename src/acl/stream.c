@@ -227,6 +227,20 @@ static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
   return finished;
 }
 
+/* Retires a stream, with a reference, and waits for its work: another thread may hold a reference too and outlive this
+   call, but the work may not, since memory is next to go. False if it was retired already. */
+static bool retire(nr_stream *s) {
+  if (!nr_handle_retire(NR_HANDLE_STREAM, s->handle))
+    return false;
+  uint64_t target = atomic_load(&s->pushed);
+  pthread_mutex_lock(&s->lock);
+  s->sleepers++;
+  nr_sleep_until(&s->finished, target, &s->lock, &s->done, NR_FOREVER);
+  s->sleepers--;
+  pthread_mutex_unlock(&s->lock);
+  return true;
+}
+
 void nr_stream_retire_all(const void *context) {
   uint32_t cursor = 0;
   for (void *handle; (handle = nr_handle_next(NR_HANDLE_STREAM, &cursor));) {
@@ -234,7 +248,7 @@ void nr_stream_retire_all(const void *context) {
     if (!s)
       continue;
     if (s->context == context)
-      nr_handle_retire(NR_HANDLE_STREAM, handle);
+      retire(s);
     nr_handle_release(handle);
   }
 }
@@ -282,15 +296,7 @@ aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t priority, uin
 
 aclError aclrtDestroyStream(aclrtStream stream) {
   nr_stream *s = nr_handle_acquire(NR_HANDLE_STREAM, stream);
-  bool retired = s && nr_handle_retire(NR_HANDLE_STREAM, stream);
-  if (retired) { /* another thread may hold a reference and outlive this call: the work may not */
-    uint64_t target = atomic_load(&s->pushed);
-    pthread_mutex_lock(&s->lock);
-    s->sleepers++;
-    nr_sleep_until(&s->finished, target, &s->lock, &s->done, NR_FOREVER);
-    s->sleepers--;
-    pthread_mutex_unlock(&s->lock);
-  }
+  bool retired = s && retire(s);
   if (s)
     nr_handle_release(stream);
   if (!retired)

@@ -25,9 +25,9 @@ int32_t nr_default_threads(void) {
 
 /* True if rows of the output are whole cache lines, and it is too large for the caches to keep for who reads it. */
 static bool streams(const nr_plan *plan, const nr_segment *s, const nr_view *out) {
-  int64_t size = (int64_t)nr_dtype_size(out->dtype), bits = (int64_t)(uintptr_t)out->data | s->dim * size;
-  for (int i = 0; i < 3; i++)
-    bits |= out->stride[i] * size;
+  uint64_t size = nr_dtype_size(out->dtype), bits = (uintptr_t)out->data | (uint64_t)s->dim * size;
+  for (int i = 0; i < 3; i++) /* of an axis of extent 1 it is any number */
+    bits |= (uint64_t)out->stride[i] * size;
   return plan->bytes > stream_bytes && out->data && out->stride[3] == 1 && bits % 64 == 0;
 }
 
@@ -148,17 +148,14 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
   if (threads > plan->num_blocks)
     threads = plan->num_blocks ? (int)plan->num_blocks : 1;
   double start = nr_verbose() >= NR_VERBOSE_PROFILE ? seconds() : 0;
-  if (threads == 1) {
-    work(plan, segments, workspace);
-  } else {
+  /* A team of its own even for one thread: in a parallel region of the program, the loops would be shared with it. */
 #pragma omp parallel num_threads(threads)
-    {
-      fenv_t theirs; /* OpenMP's threads are the program's too */
-      fegetenv(&theirs);
-      fesetenv(FE_DFL_ENV);
-      work(plan, segments, workspace);
-      fesetenv(&theirs);
-    }
+  {
+    fenv_t theirs; /* OpenMP's threads are the program's too */
+    fegetenv(&theirs);
+    fesetenv(FE_DFL_ENV);
+    work(plan, segments, workspace);
+    fesetenv(&theirs);
   }
   if (nr_verbose() >= NR_VERBOSE_PROFILE)
     nr_say("%s, %d segments, %s, %d threads: %.3f ms", plan->direction == NR_FORWARD ? "forward" : "backward",

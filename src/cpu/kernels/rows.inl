@@ -6,17 +6,18 @@
  * its 16 even ones and then its 16 odd ones, with zeros behind the last channel. Plain: as in memory.
  */
 
+/* Where a v16 fits into registers: functions that become part of their callers, with dtypes as constants; the rows of a
+   tile side by side, so that what belongs to a row stays in registers. Elsewhere that would only be long to compile. */
+#if V16_REGISTERS
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 4")
+#else
+#define INLINE static
+#define UNROLLED
+#endif
 
 /* A function of its own, so that the compiler works on one tight loop at a time. */
 #define APART static __attribute__((noinline))
-
-/* The rows of a tile side by side, so that what belongs to a row stays in registers, where a v16 fits there. */
-#if V16_REGISTERS
-#define UNROLLED _Pragma("GCC unroll 4")
-#else
-#define UNROLLED
-#endif
 
 enum { CHUNK = 32, HALF_CHUNK = 16, AHEAD = 4096 };
 
