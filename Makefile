@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc)
 SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
   tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp bench/*.[ch])
 
-.PHONY: all setup demo test format check-format install clean
+.PHONY: all setup demo test bench format check-format install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
 	@cmake --build build --parallel $(JOBS)
@@ -21,6 +21,10 @@ demo: setup
 test: setup
 	@$(MAKE) --no-print-directory all
 	@ctest --test-dir build --output-on-failure -j2
+
+# About a minute; `make bench BENCH="--json --preset flux"` passes options on.
+bench: all
+	@build/bin/normrope bench $(BENCH)
 
 format:
 	clang-format -i $(SOURCES)

@@ -50,6 +50,9 @@ enum { NR_OPTION_END = 0, NR_OPTION_HELP = -1, NR_OPTION_BAD = -2 };
    complaining (exit 2). After NR_OPTION_END argv[optind...] are the operands. */
 int nr_next_option(const nr_command *command, int argc, char **argv);
 
+/* The name of the command's option with that key. */
+const char *nr_option_name(const nr_command *command, int key);
+
 /* Exit code of the two negative keys. */
 static inline int nr_option_exit(int key) { return key == NR_OPTION_HELP ? NR_EXIT_OK : NR_EXIT_USAGE; }
 
@@ -61,6 +64,9 @@ bool nr_parse_integer(const char *text, int64_t low, int64_t high, int64_t *valu
 
 /* Whole text as a finite number >= 0. */
 bool nr_parse_number(const char *text, double *value);
+
+/* Of a clock that only goes forward. */
+double nr_seconds(void);
 
 /* A line on stderr for work that lasts over a second, where stderr is a terminal or `force` was set. */
 typedef struct nr_progress {
@@ -75,6 +81,6 @@ void nr_progress_add(nr_progress *progress, double amount);
 void nr_progress_end(nr_progress *progress);
 
 extern const nr_command nr_command_info, nr_command_make_case, nr_command_forward, nr_command_backward,
-    nr_command_check, nr_command_gradcheck;
+    nr_command_check, nr_command_gradcheck, nr_command_bench;
 
 #endif

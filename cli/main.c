@@ -6,7 +6,8 @@
 #include "normrope.h"
 
 static const nr_command *const commands[] = {&nr_command_info,     &nr_command_make_case, &nr_command_forward,
-                                             &nr_command_backward, &nr_command_check,     &nr_command_gradcheck};
+                                             &nr_command_backward, &nr_command_check,     &nr_command_gradcheck,
+                                             &nr_command_bench};
 
 enum { NUM_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -88,6 +88,13 @@ int nr_next_option(const nr_command *command, int argc, char **argv) {
   return key;
 }
 
+const char *nr_option_name(const nr_command *command, int key) {
+  const nr_option *o = command->options;
+  while (o->key != key)
+    o++;
+  return o->name;
+}
+
 bool nr_parse_integer(const char *text, int64_t low, int64_t high, int64_t *value) {
   char *end;
   if (!((*text >= '0' && *text <= '9') || (*text == '-' && text[1] >= '0' && text[1] <= '9')))
@@ -111,14 +118,14 @@ bool nr_parse_number(const char *text, double *value) {
   return true;
 }
 
-static double seconds(void) {
+double nr_seconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 nr_progress nr_progress_start(const char *what, double total, bool force) {
-  double now = seconds();
+  double now = nr_seconds();
   bool enabled = force || isatty(STDERR_FILENO);
   return (nr_progress){.what = what, .total = total, .started = now, .shown = now, .enabled = enabled};
 }
@@ -127,7 +134,7 @@ void nr_progress_add(nr_progress *progress, double amount) {
   progress->done += amount;
   if (!progress->enabled)
     return;
-  double now = seconds();
+  double now = nr_seconds();
   if (now - progress->started < 1 || now - progress->shown < 0.2)
     return;
   double share = progress->total > 0 ? 100 * progress->done / progress->total : 100;
