@@ -220,7 +220,8 @@ static void judge_piece(worker *w, piece *p) {
     add_parameter(w, p, k);
 }
 
-/* Rows that pass as they are: no norm, and no rope there or no table row in the piece. */
+/* Rows that are copied bit by bit: no norm, no rope. (Rows that have a rope but no table row pass too, but as numbers.)
+ */
 static bool only_copies(const worker *w, piece *p) {
   const nr_segment *s = &p->given;
   bool parameter_wanted = false;
@@ -228,7 +229,7 @@ static bool only_copies(const worker *w, piece *p) {
     parameter_wanted |= w->of->parameter_of[p->segment][k] >= 0;
   nr_case_slot from = w->of->direction == NR_FORWARD ? NR_SLOT_X : NR_SLOT_GRAD_Y;
   nr_case_slot to = w->of->direction == NR_FORWARD ? NR_SLOT_Y : NR_SLOT_GRAD_X;
-  return s->norm == NR_NORM_NONE && (!s->rope_width || !s->rope_length) && !parameter_wanted && has(&p->given, to) &&
+  return s->norm == NR_NORM_NONE && !s->rope_width && !parameter_wanted && has(&p->given, to) &&
          nr_slot_view(&p->given, from)->dtype == nr_slot_view(&p->given, to)->dtype;
 }
 

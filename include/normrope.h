@@ -25,8 +25,8 @@
  *
  * Promises: all arithmetic in float32 on exactly converted inputs and one rounding to nearest even into the output;
  * the same bits for any number of threads, on every run and with every instruction set; a NaN in an output is the
- * quiet NaN with a zero payload, except in rows that are only copied; a refused call changes no byte; nothing is
- * allocated while a plan runs.
+ * quiet NaN with a zero payload, except in segments without norm and rope, whose rows are copied bit by bit; a refused
+ * call changes no byte; nothing is allocated while a plan runs, but what OpenMP wants for its threads.
  *
  * Thread safety: a plan is immutable. Any number of threads may run one plan at once, each with its own workspace and
  * outputs. Errors are per thread.
@@ -249,7 +249,7 @@ NR_API size_t nr_plan_workspace_size(const nr_plan *plan);
  * the planned ones in their addresses only (anything else is INVALID); overlaps are checked again. workspace: the
  * caller's, of at least nr_plan_workspace_size bytes, its contents neither read nor meaningful afterwards. stream: NULL
  * on the CPU, where the results are there on return.
- * Errors: NULL, INVALID, DEVICE. It allocates nothing.
+ * Errors: NULL, INVALID, DEVICE. It allocates nothing, but what OpenMP wants for its threads.
  */
 NR_API nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *workspace, size_t workspace_size,
                              void *stream);

@@ -3,11 +3,13 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
+#include <omp.h>
 
 #include "support/cases.h"
 
@@ -103,11 +105,46 @@ static void several_callers_at_once(void **state) {
   }
 }
 
+/* In a parallel region of the program: with the whole team, each thread its own tensors, and on one thread of it. */
+static void callers_of_one_team(void **state) {
+  (void)state;
+  enum { CALLERS = 4 };
+  char text[CASE_TEXT];
+  for (int number = 0; number < 40; number++) {
+    caller callers[CALLERS];
+    for (int i = 0; i < CALLERS; i++)
+      callers[i] = (caller){.f = case_new((uint64_t)number, text)};
+    uint64_t expected = digest(callers[0].f, NULL, 1);
+    nr_problem problem = nr_problem_default();
+    problem.direction = number % 2 ? NR_BACKWARD : NR_FORWARD;
+    problem.segments = fixture_segments(callers[0].f, &problem.num_segments);
+    problem.num_threads = 1 + number % 3;
+    nr_plan *plan;
+    assert_int_equal(nr_plan_create(&plan, &problem), NR_OK);
+    for (int i = 0; i < CALLERS; i++) {
+      fixture_poison(callers[i].f);
+      callers[i].plan = plan;
+    }
+    bool all = number % 4 < 2;
+#pragma omp parallel num_threads(CALLERS)
+    for (int i = omp_get_thread_num(); i < CALLERS && (all || i == 0); i += omp_get_num_threads())
+      run_many(&callers[i]);
+    for (int i = 0; i < CALLERS; i++) {
+      assert_int_equal(callers[i].status, NR_OK);
+      if ((all || i == 0) && fixture_digest(callers[i].f) != expected)
+        fail_msg("%s: caller %d of %d differs", text, i, CALLERS);
+      fixture_free(callers[i].f);
+    }
+    nr_plan_destroy(plan);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_instruction_set),
       cmocka_unit_test(any_number_of_threads),
       cmocka_unit_test(several_callers_at_once),
+      cmocka_unit_test(callers_of_one_team),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

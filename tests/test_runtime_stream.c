@@ -408,6 +408,34 @@ static void destroying_a_context_in_which_others_make_things(void **state) {
   }
 }
 
+static void *synchronize_default(void *context) {
+  aclError error = aclrtSetCurrentContext(context);
+  return (void *)(intptr_t)(error == ACL_SUCCESS ? aclrtSynchronizeStream(NULL) : error);
+}
+
+static void *open_later(void *object) {
+  sleep_ms(30);
+  atomic_store(&((gate *)object)->open, 1);
+  return NULL;
+}
+
+/* A thread that waits for a stream keeps it alive, but its work must not outlive what the context's end releases. */
+static void destroying_a_context_in_which_others_wait(void **state) {
+  (void)state;
+  aclrtContext context;
+  pthread_t waiting, opening;
+  gate g = {0};
+  OK(aclrtCreateContext(&context, 0));
+  push(NULL, gate_run, &g);
+  assert_int_equal(pthread_create(&waiting, NULL, synchronize_default, context), 0);
+  sleep_ms(10);
+  assert_int_equal(pthread_create(&opening, NULL, open_later, &g), 0);
+  OK(aclrtDestroyContext(context));
+  assert_int_equal(atomic_load(&g.open), 1);
+  pthread_join(opening, NULL);
+  pthread_join(waiting, NULL);
+}
+
 /* Printed, not judged: a machine that is busy is no failure. */
 static int by_size(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
@@ -447,6 +475,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(many_threads_and_streams, set_up, tear_down),
       cmocka_unit_test_setup_teardown(destroying_what_others_use, set_up, tear_down),
       cmocka_unit_test_setup_teardown(destroying_a_context_in_which_others_make_things, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(destroying_a_context_in_which_others_wait, set_up, tear_down),
       cmocka_unit_test_setup_teardown(latency, set_up, tear_down),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

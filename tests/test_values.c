@@ -315,6 +315,22 @@ static void statistics_and_weights_of_zero(void **state) {
   }
 }
 
+/* A constant row of huge numbers, whose rstd is 1 / sqrt(eps): mean * rstd has no float, and is not needed. */
+static void a_huge_mean_and_rstd(void **state) {
+  (void)state;
+  for (int i = 0; i < 4; i++) {
+    stream s = everything(24, i < 2 ? NR_F32 : NR_BF16, i % 2 ? NR_NORM_LAYER_AFFINE : NR_NORM_LAYER);
+    fixture *f = fixture_new(NR_BACKWARD, (uint64_t)i);
+    nr_segment *g = fixture_add(f, &s);
+    for (int64_t d = 0; d < s.D; d++)
+      set(g, &g->x, 2, 0, d, 0x1p126);
+    set(g, &g->mean, 2, 0, 0, 0x1p126);
+    set(g, &g->rstd, 2, 0, 0, 1000);
+    fixture_try(f, NULL, 0, "a constant row of 2^126");
+    fixture_free(f);
+  }
+}
+
 /* Beyond 65504 a float16 result is infinity, with its sign; the largest below is rounded down. */
 static void float16_overflows_to_infinity(void **state) {
   (void)state;
@@ -375,12 +391,19 @@ static void modes_do_not_matter(void **state) {
     fixture_poison(f);
     fenv_t usual;
     fegetenv(&usual);
-    fesetround(modes[number % 3]);
-    flush_subnormals();
-    fixture_run(f, NULL, number % 4 ? 1 : 3);
-    bool kept = fegetround() == modes[number % 3] && flushes_subnormals();
-    fesetenv(&usual);
-    assert_true(kept);
+    int threads = number % 4 ? 1 : 3, kept = 0;
+#pragma omp parallel num_threads(threads) /* the very threads that will run it */
+    {
+      fesetround(modes[number % 3]);
+      flush_subnormals();
+    }
+    fixture_run(f, NULL, threads);
+#pragma omp parallel num_threads(threads) reduction(+ : kept)
+    {
+      kept += fegetround() == modes[number % 3] && flushes_subnormals();
+      fesetenv(&usual);
+    }
+    assert_int_equal(kept, threads);
     if (fixture_digest(f) != expected)
       fail_msg("%s: the caller's rounding mode or flushing changed the result", text);
     fixture_free(f);
@@ -438,6 +461,7 @@ int main(void) {
     cmocka_unit_test(huge_and_tiny_rows),
     cmocka_unit_test(a_large_mean_cancels_nothing),
     cmocka_unit_test(statistics_and_weights_of_zero),
+    cmocka_unit_test(a_huge_mean_and_rstd),
     cmocka_unit_test(float16_overflows_to_infinity),
 #if defined(__x86_64__) || defined(__aarch64__)
     cmocka_unit_test(modes_do_not_matter),

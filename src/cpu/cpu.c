@@ -15,12 +15,15 @@ static const double bytes_per_thread = 256 << 10;
 /* Bytes that a run reads and writes from which on outputs pass by the caches. */
 static const double stream_bytes = 32 << 20;
 
-enum { SUM_CHUNK = NR_CHUNK }; /* channels of a parameter gradient that are added up at a time */
+enum {
+  SUM_CHUNK = NR_CHUNK, /* channels of a parameter gradient that are added up at a time */
+  MAX_THREADS = 4096    /* OpenMP takes the program down where it gets no more */
+};
 
 int32_t nr_default_threads(void) {
   const char *wanted = getenv("NORMROPE_NUM_THREADS");
   int threads = wanted ? atoi(wanted) : 0;
-  return threads > 0 && threads <= 4096 ? threads : omp_get_max_threads();
+  return threads > 0 && threads <= MAX_THREADS ? threads : omp_get_max_threads();
 }
 
 /* True if rows of the output are whole cache lines, and it is too large for the caches to keep for who reads it. */
@@ -145,6 +148,8 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
   double worth = plan->bytes / bytes_per_thread;
   if (!plan->num_threads && threads > worth)
     threads = worth < 1 ? 1 : (int)worth;
+  if (threads > MAX_THREADS)
+    threads = MAX_THREADS;
   if (threads > plan->num_blocks)
     threads = plan->num_blocks ? (int)plan->num_blocks : 1;
   double start = nr_verbose() >= NR_VERBOSE_PROFILE ? seconds() : 0;
