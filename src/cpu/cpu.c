@@ -43,13 +43,15 @@ static void run_block(const nr_plan *plan, const nr_segment *segments, char *wor
     memset(sums, 0, nr_slot_size(cut));
   bool forward = plan->direction == NR_FORWARD;
   nr_block block = {.segment = s,
-                    .batch = place.batch,
                     .first = place.first,
                     .count = place.count,
                     .weight_sum = cut->weight_channels ? sums : NULL,
                     .bias_sum = cut->bias_channels ? sums + cut->weight_channels : NULL,
                     .stream = streams(plan, s, forward ? &s->y : &s->grad_x)};
-  (forward ? plan->kernels->forward : plan->kernels->backward)[(forward ? &s->y : &s->grad_y)->dtype](&block);
+  void (*kernel)(const nr_block *) =
+      (forward ? plan->kernels->forward : plan->kernels->backward)[(forward ? &s->y : &s->grad_y)->dtype];
+  for (block.batch = place.first_batch; block.batch < place.first_batch + place.batches; block.batch++)
+    kernel(&block);
 }
 
 /* Channels [first, first + count) of head n of grad_weight or grad_bias: the slots of all segments that share it, in
@@ -62,7 +64,7 @@ static void add_slots(const nr_plan *plan, const nr_segment *segments, const cha
     bool bias = offset == offsetof(nr_segment, grad_bias);
     if (!nr_shared(nr_view_at(&segments[i], offset), out) || !(bias ? cut->bias_channels : cut->weight_channels))
       continue;
-    for (int64_t slot = 0; slot < segments[i].batch * cut->blocks_per_batch; slot++) {
+    for (int64_t slot = 0; slot < cut->num_blocks; slot++) {
       const double *part = (const double *)(workspace + cut->slots + (size_t)slot * nr_slot_size(cut));
       part += (bias ? cut->weight_channels : 0) + n * nr_padded(dim) + first;
       for (int64_t c = 0; c < SUM_CHUNK; c++)

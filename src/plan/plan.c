@@ -8,6 +8,8 @@ static int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1)
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 size_t nr_slot_size(const nr_cut *cut) {
   return (size_t)round_up((cut->weight_channels + cut->bias_channels) * (int64_t)sizeof(double), CACHE_LINE);
 }
@@ -43,10 +45,12 @@ void nr_plan_cut(nr_plan *plan) {
     cut->positions = sums ? BLOCK_POSITIONS_PER_SUM * sums : round_up(rows / larger(1, s->heads), NR_TILE);
     cut->positions = larger(cut->positions, NR_TILE);
     cut->blocks_per_batch = s->heads ? (s->length + cut->positions - 1) / cut->positions : 0;
+    cut->batches = larger(1, s->length ? cut->positions / s->length : 1);
+    cut->num_blocks = (s->batch + cut->batches - 1) / cut->batches * cut->blocks_per_batch;
     cut->first_block = blocks;
     cut->slots = offset;
-    blocks += s->batch * cut->blocks_per_batch;
-    offset += (size_t)(s->batch * cut->blocks_per_batch) * nr_slot_size(cut);
+    blocks += cut->num_blocks;
+    offset += (size_t)cut->num_blocks * nr_slot_size(cut);
     plan->bytes += row_bytes(plan, s) * (double)s->batch * (double)s->length * (double)s->heads * (double)s->dim;
   }
   plan->num_blocks = blocks;
@@ -60,13 +64,13 @@ nr_block_place nr_plan_block(const nr_plan *plan, int64_t index) {
   const nr_cut *cut = &plan->cuts[i];
   int64_t local = index - cut->first_block;
   nr_block_place place = {.segment = i,
-                          .batch = local / cut->blocks_per_batch,
+                          .first_batch = local / cut->blocks_per_batch * cut->batches,
+                          .batches = cut->batches,
                           .first = local % cut->blocks_per_batch * cut->positions,
                           .count = cut->positions,
                           .slot = cut->slots + (size_t)local * nr_slot_size(cut)};
-  int64_t rest = plan->segments[i].length - place.first;
-  if (place.count > rest)
-    place.count = rest;
+  place.count = smaller(place.count, plan->segments[i].length - place.first);
+  place.batches = smaller(place.batches, plan->segments[i].batch - place.first_batch);
   return place;
 }
 

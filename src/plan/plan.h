@@ -22,10 +22,13 @@ enum {
 struct nr_kernels;
 struct nr_backend_ops;
 
-/* How one segment is cut: blocks of `positions` neighbouring positions, all heads of them, batch by batch. */
+/* How one segment is cut: blocks of `positions` neighbouring positions, all heads of them, batch by batch; or, where
+   sequences are short, of `batches` whole ones. */
 typedef struct nr_cut {
   int64_t positions; /* a multiple of NR_TILE */
-  int64_t blocks_per_batch;
+  int64_t batches;
+  int64_t blocks_per_batch; /* 1 where batches > 1 */
+  int64_t num_blocks;
   int64_t first_block;     /* number of blocks in the segments before */
   size_t slots;            /* workspace offset of the first block's slot */
   int64_t weight_channels; /* float64 sums per slot: padded D, or N times that; 0 where not wanted */
@@ -60,8 +63,9 @@ static inline int64_t nr_paired(int64_t d) {
 /* What block number `index` of the plan is. */
 typedef struct nr_block_place {
   int32_t segment;
-  int64_t batch, first, count; /* positions [first, first + count) */
-  size_t slot;                 /* workspace offset */
+  int64_t first_batch, batches; /* batches [first_batch, first_batch + batches), of each of which */
+  int64_t first, count;         /* positions [first, first + count) */
+  size_t slot;                  /* workspace offset */
 } nr_block_place;
 
 nr_block_place nr_plan_block(const nr_plan *plan, int64_t index);

@@ -28,10 +28,12 @@ typedef struct backward_tile {
   tables tables;
 } backward_tile;
 
-/* The power of two at or below a normal number; 1 for what has none. */
+/* The power of two at or below a number, but no subnormal; 1 for 0, infinity and NaN. */
 INLINE float power_of_two(float value) {
   uint32_t exponent = nr_bits_f32(value) & 0x7f800000u;
-  return exponent && exponent != 0x7f800000u ? nr_f32_bits(exponent) : 1;
+  if (exponent == 0x7f800000u || value == 0)
+    return 1;
+  return exponent ? nr_f32_bits(exponent) : 0x1p-126f;
 }
 
 INLINE void load_statistics(const nr_block *b, backward_tile *t, int64_t group) {
