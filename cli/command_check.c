@@ -87,7 +87,7 @@ static json_t *number(double value) { return isfinite(value) ? json_real(value) 
 
 static void print_row(const nr_case_output *output, const nr_verdict *v) {
   char where[160];
-  printf("%-26s %12" PRId64 " %10.3g %12.3g  %-22s %s\n", output->tensor.name, v->elements, v->worst_ulp,
+  printf("%-26s %12" PRId64 " %10.3g %12.5f  %-22s %s\n", output->tensor.name, v->elements, v->worst_ulp,
          v->worst_ratio, v->elements ? place(&output->tensor, v->worst_index, where, sizeof where) : "-",
          v->failures ? "FAIL" : "ok");
   if (v->failures)
@@ -128,6 +128,9 @@ static int report(const arguments *a, const nr_case *c, nr_direction direction, 
     else
       print_row(output, &verdicts[i]);
   }
+  if (!a->json && !code)
+    printf("All within their bounds. Many ulp are a result near 0 in a row of large terms: docs/numerics.md has the "
+           "bounds.\n");
   return code;
 }
 

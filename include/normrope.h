@@ -133,7 +133,7 @@ typedef struct nr_segment {
   int64_t rope_width;    /* w: within each block of w channels, i turns with i + w/2. 2: interleave; rope_dim: half;
                             between: sectioned; 0: no rope. Even, divides rope_dim */
   int64_t rope_dim;      /* channels [0, rope_dim) rotate, the others pass; 0 means D. Even, at most D */
-  int64_t rope_length;   /* R: rows in the tables */
+  int64_t rope_length;   /* R: rows in the tables; 0: no row rotates */
   int64_t rope_position; /* row s takes the tables' row t = s + rope_position; where t is outside [0, R) it passes
                             unrotated. Any sign */
 
@@ -240,8 +240,8 @@ NR_API nr_status nr_plan_create(nr_plan **plan, const nr_problem *problem);
 /* Frees a plan that no thread is running. NULL is fine. */
 NR_API void nr_plan_destroy(nr_plan *plan);
 
-/* Bytes of scratch that a run needs, possibly 0; 64-byte alignment serves best, 8 is required. It does not depend on
-   the number of threads. */
+/* Bytes of scratch that a run needs, possibly 0 (and 0 of NULL); 64-byte alignment serves best, 8 is required. It does
+   not depend on the number of threads. */
 NR_API size_t nr_plan_workspace_size(const nr_plan *plan);
 
 /*

@@ -113,7 +113,7 @@ static void nulls(void **state) {
   assert_int_equal(nr_plan_workspace_size(NULL), 0);
   nr_plan_destroy(NULL);
   REFUSED(BACKWARD, NULL, "problem: segments is null", problem.segments = NULL);
-  REFUSED(FORWARD, NULL, "q.x: null|norm 2", q->x.data = NULL);
+  REFUSED(FORWARD, NULL, "q.x: null|direction NR_FORWARD", q->x.data = NULL);
   REFUSED(FORWARD, NULL, "segment 1.y: null", k->y.data = NULL);
   REFUSED(FORWARD, NULL, "q.weight: null", q->weight.data = NULL);
   REFUSED(FORWARD, NULL, "q.bias: null", q->bias.data = NULL);

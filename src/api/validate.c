@@ -61,14 +61,24 @@ static bool field_region(const nr_segment *s, nr_direction direction, const nr_f
   return nr_region_bound(region);
 }
 
+/* What makes an absent view required. */
+static const char *cause(const nr_segment *s, nr_direction direction, const nr_field *field) {
+  static const char *const norms[] = {"table gradients", "NR_NORM_LAYER", "NR_NORM_LAYER_AFFINE", "NR_NORM_RMS",
+                                      "NR_NORM_RMS_AFFINE"};
+  if (field->shape == NR_SHAPE_TABLE)
+    return "rope_width";
+  if (field->role[!direction] == NR_UNUSED || (field->shape == NR_SHAPE_ROWS && direction == NR_FORWARD))
+    return direction == NR_FORWARD ? "direction NR_FORWARD" : "direction NR_BACKWARD";
+  return norms[s->norm];
+}
+
 static nr_status check_view(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field) {
   const nr_view *v = nr_view_at(s, field->offset);
   char name[NAME_SIZE];
   if (!v->data)
-    return nr_field_required(s, direction, field)
-               ? nr_fail(NR_ERROR_NULL, "%s: null, required by norm %d, rope_width %" PRId64,
-                         view_name(s, i, field, name), (int)s->norm, s->rope_width)
-               : NR_OK;
+    return nr_field_required(s, direction, field) ? nr_fail(NR_ERROR_NULL, "%s: null, required by %s",
+                                                            view_name(s, i, field, name), cause(s, direction, field))
+                                                  : NR_OK;
   if (!nr_field_used(s, direction, field))
     return NR_OK;
   size_t size = nr_dtype_size(v->dtype);
