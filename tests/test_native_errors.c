@@ -115,15 +115,15 @@ static void nulls(void **state) {
   REFUSED(BACKWARD, NULL, "problem: segments is null", problem.segments = NULL);
   REFUSED(FORWARD, NULL, "q.x: null|direction NR_FORWARD", q->x.data = NULL);
   REFUSED(FORWARD, NULL, "segment 1.y: null", k->y.data = NULL);
-  REFUSED(FORWARD, NULL, "q.weight: null", q->weight.data = NULL);
+  REFUSED(FORWARD, NULL, "q.weight: null|NR_NORM_LAYER_AFFINE", q->weight.data = NULL);
   REFUSED(FORWARD, NULL, "q.bias: null", q->bias.data = NULL);
-  REFUSED(FORWARD, NULL, "q.cos: null|rope_width 2", q->cos.data = NULL);
+  REFUSED(FORWARD, NULL, "q.cos: null|required by rope_width", q->cos.data = NULL);
   REFUSED(FORWARD, NULL, "the sines: null", q->sin = (nr_view){.name = "the sines"});
   REFUSED(BACKWARD, NULL, "segment 1.grad_y: null", k->grad_y.data = NULL);
   REFUSED(BACKWARD, NULL, "q.x: null", q->x.data = NULL);
   REFUSED(BACKWARD, NULL, "q.mean: null", q->mean.data = NULL);
   REFUSED(BACKWARD, NULL, "q.rstd: null", q->rstd.data = NULL);
-  REFUSED(BACKWARD, NULL, "q.weight: null", q->weight.data = NULL);
+  REFUSED(BACKWARD, NULL, "q.weight: null|NR_NORM_LAYER_AFFINE", q->weight.data = NULL);
   REFUSED(BACKWARD, NULL, "q.bias: null", q->bias.data = NULL); /* for the tables' gradients */
   TAKEN(BACKWARD, q->bias.data = q->grad_cos.data = q->grad_sin.data = NULL);
   TAKEN(FORWARD, q->mean.data = q->rstd.data = NULL);
