@@ -24,6 +24,7 @@ static double at(const nr_view *v, int64_t b, int64_t s, int64_t n, int64_t d) {
   return nr_load(nr_row(v, b, s, n), v->dtype, d * v->stride[3]);
 }
 
+/* Views that the norm and the direction make useless are absent: the plan has dropped them. */
 static void put(const nr_view *v, int64_t b, int64_t s, int64_t n, int64_t d, double value) {
   if (v->data)
     nr_store(nr_row(v, b, s, n), v->dtype, d * v->stride[3], value);
@@ -58,10 +59,9 @@ static double gamma_of(const place *p, int64_t d) {
 /* xhat = (x - mean) * rstd, and y = gamma * xhat + beta. */
 static void normalise(const place *p, double mean, double rstd, row xhat, row y) {
   const nr_segment *g = p->of;
-  bool biased = g->norm == NR_NORM_LAYER_AFFINE && g->bias.data;
   for (int64_t d = 0; d < g->dim; d++) {
     xhat[d] = term(p, (at(&g->x, p->b, p->s, p->n, d) - mean) * rstd);
-    y[d] = term(p, gamma_of(p, d) * xhat[d]) + term(p, biased ? at(&g->bias, 0, 0, p->n, d) : 0);
+    y[d] = term(p, gamma_of(p, d) * xhat[d]) + term(p, g->bias.data ? at(&g->bias, 0, 0, p->n, d) : 0);
   }
 }
 
@@ -92,10 +92,8 @@ static void forward(place p) {
   double mean, rstd;
   row xhat, y, out;
   measure(&p, &mean, &rstd);
-  if (nr_norm_centres(g->norm))
-    put(&g->mean, p.b, p.s, first / heads, 0, mean);
-  if (g->norm)
-    put(&g->rstd, p.b, p.s, first / heads, 0, rstd);
+  put(&g->mean, p.b, p.s, first / heads, 0, mean);
+  put(&g->rstd, p.b, p.s, first / heads, 0, rstd);
   for (; p.n < first + heads; p.n++) {
     normalise(&p, mean, rstd, xhat, y);
     rotate(&p, y, out, false);
