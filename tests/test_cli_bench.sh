@@ -1,33 +1,9 @@
 #!/usr/bin/env bash
 # normrope bench at tiny sizes: that it runs, what its JSON has, exit codes. Never how long anything takes.
-set -uo pipefail
-cli=${NORMROPE_CLI:?the path of the normrope command}
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cd "$dir" || exit 1
-failures=0
-
-fail() {
-  echo "FAIL: $*"
-  failures=$((failures + 1))
-}
-
-# expect CODE ARGUMENT...: the exit code of normrope bench; stdout and stderr are kept in out and err.
-expect() {
-  local code=$1 got
-  shift
-  "$cli" bench "$@" >out 2>err </dev/null
-  got=$?
-  [ "$got" = "$code" ] || fail "normrope bench $*: exit $got, expected $code: $(head -c 400 err)"
-}
-
-# says TEXT: the last command's stderr has this text, after "normrope: ".
-says() {
-  grep -q "^normrope: .*$1" err || fail "expected '$1' in: $(cat err)"
-}
+. "$(dirname "$0")/support/command.sh"
 
 # Every preset, dtype, direction and instruction set, two numbers of threads.
-expect 0 --preset all --dtype all --isa all --threads 1,3 --repeat 3 --image 11 --text 3 --json
+expect 0 bench --preset all --dtype all --isa all --threads 1,3 --repeat 3 --image 11 --text 3 --json
 [ -s err ] && fail "stderr: $(cat err)"
 "$cli" info --json >info
 "${PYTHON:-python3}" - <<'END' || fail "the JSON is not as it should be"
@@ -62,37 +38,37 @@ for l in out["latency"]:
 END
 
 # The table, and the options of make-case.
-expect 0 --preset flux --dtype float16 --direction backward --image 9 --text 4 --batch 2 --kv-heads 2 --repeat 1
+expect 0 bench --preset flux --dtype float16 --direction backward --image 9 --text 4 --batch 2 --kv-heads 2 --repeat 1
 [ "$(grep -c '^flux ' out)" = 1 ] || fail "no row: $(cat out)"
 grep -q 'repeatable_launch' out || fail "no latency: $(cat out)"
-expect 0 --preset cosmos --image 9 --table-gradients --tables random --rope 8 --dim 32 --repeat 1 --threads 2
-expect 0 --preset wan --image 9 --dim 10 --norm 1 --repeat 1 --isa scalar
-expect 0 --help
+expect 0 bench --preset cosmos --image 9 --table-gradients --tables random --rope 8 --dim 32 --repeat 1 --threads 2
+expect 0 bench --preset wan --image 9 --dim 10 --norm 1 --repeat 1 --isa scalar
+expect 0 bench --help
 grep -q -- '--preset LIST' out || fail "no help: $(cat out)"
 
-expect 2 --preset nothing
+expect 2 bench --preset nothing
 says 'no such preset'
-expect 2 --preset flux,
+expect 2 bench --preset flux,
 says 'an item is empty'
-expect 2 --dtype float64
+expect 2 bench --dtype float64
 says '--dtype float64, expected'
-expect 2 --direction up
-expect 2 --isa sse
-expect 2 --threads 0
-expect 2 --threads 1,x
-expect 2 --repeat 0
-expect 2 --heads 0
+expect 2 bench --direction up
+expect 2 bench --isa sse
+expect 2 bench --threads 0
+expect 2 bench --threads 1,x
+expect 2 bench --repeat 0
+expect 2 bench --heads 0
 says '--heads 0: not a value'
-expect 2 --preset flux --dim 7
+expect 2 bench --preset flux --dim 7
 says 'even number'
-expect 2 flux
+expect 2 bench flux
 says 'no operand'
-expect 2 --fast
-expect 4 --preset flux --image 1073741824
+expect 2 bench --fast
+expect 4 bench --preset flux --image 1073741824
 says 'GB are needed'
-expect 4 --preset flux --image 1073741824 --batch 1048576 --heads 65536
+expect 4 bench --preset flux --image 1073741824 --batch 1048576 --heads 65536
 says 'more elements than any memory'
-expect 4 --preset flux --image 1073741824 --json
+expect 4 bench --preset flux --image 1073741824 --json
 [ -s out ] && fail "output of a failed run: $(head -c 100 out)"
 
 [ "$failures" = 0 ] && echo "all good"

@@ -1,31 +1,7 @@
 #!/usr/bin/env bash
 # The command as its users meet it: every preset (small) through make-case, backward, forward and check; exit codes;
 # JSON; results that were tampered with; files that must not appear. NORMROPE_CLI is the command.
-set -uo pipefail
-cli=${NORMROPE_CLI:?the path of the normrope command}
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cd "$dir" || exit 1
-failures=0
-
-fail() {
-  echo "FAIL: $*"
-  failures=$((failures + 1))
-}
-
-# expect CODE ARGUMENT...: the command's exit code; stdout and stderr are kept in out and err.
-expect() {
-  local code=$1 got
-  shift
-  "$cli" "$@" >out 2>err </dev/null
-  got=$?
-  [ "$got" = "$code" ] || fail "normrope $*: exit $got, expected $code: $(head -c 400 err) $(grep -B1 beyond out | head -4)"
-}
-
-# says TEXT: the last command's stderr has this text, after "normrope: ".
-says() {
-  grep -q "^normrope: .*$1" err || fail "expected '$1' in: $(cat err)"
-}
+. "$(dirname "$0")/support/command.sh"
 
 is_json() {
   "${PYTHON:-python3}" -c 'import json,sys; json.load(open(sys.argv[1]))' "$1" 2>/dev/null || fail "no JSON: $(head -c 200 "$1")"
