@@ -21,7 +21,7 @@ double nr_ulp(nr_dtype dtype, double value) {
 
 double nr_slack(int roundings, double magnitude) { return ldexp(roundings * magnitude, -24); }
 
-double nr_mean_slack(double magnitude) { return ldexp(magnitude, -48); }
+double nr_mean_slack(double magnitude) { return nr_slack(2, magnitude); }
 
 /* The magnitude from which on numbers round to infinity: half an ulp beyond the largest number. */
 static double overflow_limit(nr_dtype dtype) {

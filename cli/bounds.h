@@ -12,7 +12,7 @@
 #include "normrope.h"
 
 /* Float32 roundings of the largest term that results may be off by, beside their last rounding. */
-enum { NR_SLACK_BACKWARD = 2, NR_SLACK_FORWARD = 4, NR_SLACK_TABLE = 4, NR_SLACK_PARAMETER = 2 };
+enum { NR_SLACK_BACKWARD = 2, NR_SLACK_FORWARD = 4, NR_SLACK_TABLE = 4, NR_SLACK_PARAMETER = 4 };
 /* Statistics are compared in ulp of float32. */
 enum { NR_STATISTICS_ULP = 2 };
 
@@ -31,7 +31,7 @@ double nr_ulp(nr_dtype dtype, double value);
 /* The slack that `roundings` float32 roundings of a term of this magnitude are. */
 double nr_slack(int roundings, double magnitude);
 
-/* What a float64 sum of terms of this magnitude may be off by: all that is left where a mean cancels to nothing. */
+/* What a mean of numbers of this mean magnitude may be off by: what counts where it cancels to nothing. */
 double nr_mean_slack(double magnitude);
 
 /*

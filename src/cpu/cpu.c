@@ -42,11 +42,17 @@ static void run_block(const nr_plan *plan, const nr_segment *segments, char *wor
   if (nr_slot_size(cut)) /* without sums there may be no workspace */
     memset(sums, 0, nr_slot_size(cut));
   bool forward = plan->direction == NR_FORWARD;
+  float *parts = (float *)(sums + cut->weight_channels + cut->bias_channels);
   nr_block block = {.segment = s,
                     .first = place.first,
                     .count = place.count,
+                    .next = -1,
                     .weight_sum = cut->weight_channels ? sums : NULL,
                     .bias_sum = cut->bias_channels ? sums + cut->weight_channels : NULL,
+                    .weight_part = cut->weight_channels ? parts : NULL,
+                    .bias_part = cut->bias_channels ? parts + cut->weight_channels : NULL,
+                    .weight_channels = cut->weight_channels,
+                    .bias_channels = cut->bias_channels,
                     .stream = streams(plan, s, forward ? &s->y : &s->grad_x)};
   void (*kernel)(const nr_block *) =
       (forward ? plan->kernels->forward : plan->kernels->backward)[(forward ? &s->y : &s->grad_y)->dtype];
@@ -67,12 +73,12 @@ static void add_slots(const nr_plan *plan, const nr_segment *segments, const cha
     for (int64_t slot = 0; slot < cut->num_blocks; slot++) {
       const double *part = (const double *)(workspace + cut->slots + (size_t)slot * nr_slot_size(cut));
       part += (bias ? cut->weight_channels : 0) + n * nr_padded(dim) + first;
-      for (int64_t c = 0; c < SUM_CHUNK; c++)
-        sum[c] += part[c];
+      for (int64_t c = 0; c < count; c++)
+        sum[c] += part[nr_place(segments[i].grad_y.dtype, c)];
     }
   }
   for (int64_t c = 0; c < count; c++)
-    nr_store(nr_row(out, 0, 0, n), out->dtype, (first + c) * out->stride[3], sum[nr_paired(c)]);
+    nr_store(nr_row(out, 0, 0, n), out->dtype, (first + c) * out->stride[3], sum[c]);
 }
 
 static void add_parameter(const nr_plan *plan, const nr_segment *segments, const char *workspace, int32_t i,

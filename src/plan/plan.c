@@ -11,7 +11,8 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 size_t nr_slot_size(const nr_cut *cut) {
-  return (size_t)round_up((cut->weight_channels + cut->bias_channels) * (int64_t)sizeof(double), CACHE_LINE);
+  return (size_t)round_up((cut->weight_channels + cut->bias_channels) * (int64_t)(sizeof(double) + sizeof(float)),
+                          CACHE_LINE);
 }
 
 /* Sums that one row of a parameter gradient needs: per head where the parameter has a head stride. */

@@ -2,9 +2,9 @@
  * A plan: checked segments, cut into blocks of rows, and the order of every sum. All of it follows from the shapes
  * alone, never from the number of threads or the instruction set, so results have the same bits everywhere.
  *
- * Sums. A parameter gradient is a sum over rows. Within a block, runs of NR_TILE rows are added in float32 and the runs
- * in float64, into the block's slot of the workspace; then the slots are added in float64 in the order of the segments
- * and their blocks, and rounded once. Rounding errors do not grow with the number of rows.
+ * Sums. A parameter gradient is a sum over rows. Within a block, runs of a hundred rows or so are added in float32 and
+ * the runs in float64, in the block's slot of the workspace; then the slots are added in float64 in the order of the
+ * segments and their blocks, and rounded once. Rounding errors do not grow with the number of rows.
  */
 #ifndef NR_PLAN_PLAN_H
 #define NR_PLAN_PLAN_H
@@ -31,7 +31,8 @@ typedef struct nr_cut {
   int64_t num_blocks;
   int64_t first_block;     /* number of blocks in the segments before */
   size_t slots;            /* workspace offset of the first block's slot */
-  int64_t weight_channels; /* float64 sums per slot: padded D, or N times that; 0 where not wanted */
+  int64_t weight_channels; /* sums per slot, each a float64 and a float32: padded D, or N times that; 0 where not
+                              wanted */
   int64_t bias_channels;
 } nr_cut;
 
@@ -54,10 +55,12 @@ size_t nr_slot_size(const nr_cut *cut);
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);
 
-/* D padded to whole chunks; and where in those the sum of channel d is: even channels of a chunk before odd ones. */
+/* D padded to whole chunks; and where in those the sum of channel d is. Of bfloat16 rows the even channels of a chunk
+   come before the odd ones (simd_scalar.h says why). */
 static inline int64_t nr_padded(int64_t dim) { return (dim + NR_CHUNK - 1) / NR_CHUNK * NR_CHUNK; }
-static inline int64_t nr_paired(int64_t d) {
-  return d / NR_CHUNK * NR_CHUNK + d % NR_CHUNK / 2 + d % 2 * (NR_CHUNK / 2);
+static inline bool nr_in_pairs(nr_dtype dtype) { return dtype == NR_BF16; }
+static inline int64_t nr_place(nr_dtype dtype, int64_t d) {
+  return nr_in_pairs(dtype) ? d / NR_CHUNK * NR_CHUNK + d % NR_CHUNK / 2 + d % 2 * (NR_CHUNK / 2) : d;
 }
 
 /* What block number `index` of the plan is. */

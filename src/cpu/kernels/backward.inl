@@ -9,159 +9,171 @@
  * that little is rounded on the way: u * scale is exact, and the result is one fused multiply-add of dxhat and a
  * correction that is small in long rows, whose factors are made in float64.
  *
- * Tiles of NR_TILE positions are walked head by head, so that table rows serve all heads from the first-level cache. A
- * head's rows of a tile add their part of the parameter gradients in float32, which then goes into the block's float64
- * sums. With statistics over all heads, terms are made twice: once for the means, once for the result.
+ * A group of rows is read, and dxhat kept, to make the sums over channels; then x is read again, from the first-level
+ * cache, to make the result. In between stands a chain of dependent operations, so the next group is read first. The
+ * rows of a group add their part of the parameter gradients in registers, groups in float32, and FLUSH of those in
+ * float64.
+ *
+ * With statistics over all heads a group is ROWS positions of one head, and all heads are read before any result is
+ * made; dxhat is kept where there is room, else made again.
  */
 
-typedef struct backward_tile {
-  int64_t first, rows;
-  const char *g[NR_TILE], *x[NR_TILE]; /* the rows' elements side by side; with TURN_PLAIN g is dy, in floats */
-  int64_t g_ahead, x_ahead;            /* bytes to what is prefetched */
-  float rstd[NR_TILE], fraction[NR_TILE], scale[NR_TILE], offset[NR_TILE]; /* offset = -mean * scale */
-  float shift[NR_TILE], slope[NR_TILE];   /* -rstd * mean(dxhat), rstd * fraction^2 * mean(dxhat * u) */
-  double sum_d[NR_TILE], sum_du[NR_TILE]; /* of dxhat, of dxhat * u */
-  double *weight_sum, *bias_sum;          /* of the head; NULL: not wanted */
-  float *dxhat, *u, *weight;              /* paired scratch; dxhat and u NR_TILE rows `pitch` apart */
-  int64_t pitch;
-  scratch g_strided[NR_TILE], x_strided[NR_TILE];
-  tables tables;
-} backward_tile;
+enum {
+  FLUSH = 32,                                 /* groups whose parts of a parameter gradient are added in float32 */
+  KEPT = (NR_MAX_DIM + HALF_CHUNK) * ROWS * 8 /* floats of dxhat that may be kept: 130 KiB, of the second-level cache */
+};
 
-/* The power of two at or below a number, but no subnormal; 1 for 0, infinity and NaN. */
-INLINE float power_of_two(float value) {
-  uint32_t exponent = nr_bits_f32(value) & 0x7f800000u;
-  if (exponent == 0x7f800000u || value == 0)
-    return 1;
-  return exponent ? nr_f32_bits(exponent) : 0x1p-126f;
+typedef struct backward_group {
+  int64_t rows;                  /* ROWS or 1 */
+  const char *g[ROWS], *x[ROWS]; /* the rows' elements side by side; with TURN_PLAIN g is dy, in floats */
+  const char *g_ahead[ROWS], *x_ahead[ROWS];
+  bool one_position; /* of whole groups: all rows have the tables of the first */
+  const float *cos[ROWS], *sin[ROWS];
+  float mean[ROWS], rstd[ROWS], fraction[ROWS], scale[ROWS], offset[ROWS]; /* offset = -mean * scale */
+  float shift[ROWS], slope[ROWS];   /* -rstd * mean(dxhat), rstd * fraction^2 * mean(dxhat * u) */
+  double sum_d[ROWS], sum_du[ROWS]; /* of dxhat, of dxhat * u */
+  float *dxhat[ROWS];               /* scratch */
+  char *out[ROWS];
+  scratch *g_strided, *x_strided; /* [ROWS] */
+} backward_group;
+
+typedef struct backward_state {
+  const nr_block *b;
+  tile tile;
+  tables tables;
+  int64_t pitch;
+  float *weight;                  /* of the head */
+  float *weight_part, *bias_part; /* of the head: float32 sums of the block's, or scratch where those are not wanted */
+  float *unwanted;
+  cursor at; /* and where it is in each view */
+  walk g, x, out, mean, rstd;
+  prefetch g_ahead, x_ahead;
+  int64_t added; /* groups whose sums are in the float32 parts */
+} backward_state;
+
+/* What follows from the means and the rstds. scale is the power of two at or below rstd, but no subnormal, and 1 where
+   there is none or it would take -mean * scale out of range. */
+INLINE void split_statistics(backward_group *of) {
+  for (int64_t r = 0; r < ROWS; r++) {
+    uint32_t exponent = nr_bits_f32(of->rstd[r]) & 0x7f800000u;
+    float scale = nr_f32_bits(exponent);
+    scale = exponent == 0 ? 0x1p-126f : scale;
+    scale = exponent == 0x7f800000u || of->rstd[r] == 0 || !(fabsf(of->mean[r] * scale) <= FLT_MAX) ? 1 : scale;
+    of->scale[r] = scale;
+    of->fraction[r] = of->rstd[r] / scale;
+    of->offset[r] = -of->mean[r] * scale;
+  }
 }
 
-INLINE void load_statistics(const nr_block *b, backward_tile *t, int64_t group) {
-  const nr_segment *s = b->segment;
-  for (int64_t r = 0; r < t->rows; r++) {
-    float mean = nr_norm_centres(s->norm) ? *(const float *)nr_row(&s->mean, b->batch, t->first + r, group) : 0;
-    float rstd = s->norm ? *(const float *)nr_row(&s->rstd, b->batch, t->first + r, group) : 1;
-    float scale = power_of_two(rstd);
-    if (!isfinite(mean * scale))
-      scale = 1;
-    t->rstd[r] = rstd;
-    t->fraction[r] = rstd / scale;
-    t->scale[r] = scale;
-    t->offset[r] = -mean * scale;
-    t->sum_d[r] = t->sum_du[r] = 0;
-  }
+/* What row r turns by, in the chunk at channel d. */
+INLINE angles backward_angles(const backward_group *of, const nr_segment *s, turn how, int64_t r, int64_t d) {
+  const v32 zero = both(v16_set(0));
+  if (how == TURN_ADJACENT)
+    return (angles){get(of->cos[r], d), get(of->sin[r], d)};
+  return how == TURN_CHUNKS ? (angles){get(of->cos[r], d), get(of->sin[r], partner_chunk(s, d))} : (angles){zero, zero};
 }
 
 /* dy of the chunk at channel d of a row of gradients. */
-INLINE v32 turned_back(const nr_segment *s, turn how, const float *cos, const float *sin, const char *row,
-                       nr_dtype dtype, int64_t d, int64_t n, int64_t turns) {
+INLINE v32 turned_back(const nr_segment *s, turn how, angles by, const char *row, nr_dtype dtype, int64_t d,
+                       int64_t n) {
+  if (how == TURN_PLAIN)
+    return arranged(load(row, NR_F32, d, n), NR_F32, dtype);
   v32 g = load(row, dtype, d, n);
-  if (how == TURN_ADJACENT && d < turns)
-    return each_fma(g, get(cos, d), swapped(each_mul(g, get(sin, d))));
-  if (how == TURN_CHUNKS && d < turns) {
-    int64_t partner = partner_chunk(s, d);
-    return each_fma(g, get(cos, d), each_mul(load(row, dtype, partner, CHUNK), get(sin, partner)));
-  }
+  if (how == TURN_ADJACENT)
+    return each_fma(g, by.cos, swapped(each_mul(g, by.sin), dtype));
+  if (how == TURN_CHUNKS)
+    return each_fma(g, by.cos, each_mul(load(row, dtype, partner_chunk(s, d), CHUNK), by.sin));
   return g;
 }
 
-/* What the terms of a head need and add up, in registers. */
-typedef struct backward_work {
-  bool norm, weighs, centres;
-  int64_t pitch, turns;
-  double *weight_sum, *bias_sum;
-  const float *cos, *sin, *weight;
-  float *dxhat, *u;
-  const char *g[NR_TILE], *x[NR_TILE];
-  int64_t g_ahead, x_ahead;
-  v16 scale[NR_TILE], offset[NR_TILE], fraction[NR_TILE], sum_d[NR_TILE], sum_du[NR_TILE];
-} backward_work;
+typedef struct backward_sums {
+  v16 d[ROWS], du[ROWS];
+} backward_sums;
 
-/* dxhat and u in the chunk at channel d of a head's rows, and what they add to the sums over channels and rows. */
-INLINE void backward_chunk(const nr_segment *s, backward_work *w, nr_dtype dtype, turn how, int64_t rows, int64_t d,
-                           int64_t n) {
-  const v16 zero = v16_set(0);
-  v32 dweight = {zero, zero}, dbias = {zero, zero}, weight = w->weighs ? get(w->weight, d) : dweight;
+/* dxhat in the chunk at channel d of a group's rows, and what they add to the sums over channels and rows. */
+INLINE void backward_chunk(const backward_state *t, const backward_group *of, backward_sums *sums, nr_dtype dtype,
+                           turn how, bool one_position, int64_t rows, nr_norm norm, int64_t d, int64_t n) {
+  const nr_segment *s = t->b->segment;
+  const v32 zero = both(v16_set(0));
+  const bool weighs = nr_norm_weighs(norm), centres = nr_norm_centres(norm);
+  v32 dweight = zero, dbias = zero, weight = weighs ? get(t->weight, d) : zero;
+  const angles first = backward_angles(of, s, how, 0, d);
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
-    prefetch(w->g[r] + w->g_ahead, dtype, d);
-    v32 dy = turned_back(s, how, w->cos + r * w->pitch, w->sin + r * w->pitch, w->g[r],
-                         how == TURN_PLAIN ? NR_F32 : dtype, d, n, w->turns);
-    v32 dxhat = w->weighs ? each_mul(dy, weight) : dy;
-    put(w->dxhat + r * w->pitch, d, dxhat);
-    if (!w->norm)
+    bring(of->g_ahead[r], dtype, d);
+    v32 dy = turned_back(s, how, one_position ? first : backward_angles(of, s, how, r, d), of->g[r], dtype, d, n);
+    v32 dxhat = weighs ? each_mul(dy, weight) : dy;
+    put(of->dxhat[r], d, dxhat);
+    if (norm == NR_NORM_NONE)
       continue;
-    prefetch(w->x[r] + w->x_ahead, dtype, d);
-    v32 u = each_fma(load(w->x[r], dtype, d, n), (v32){w->scale[r], w->scale[r]}, (v32){w->offset[r], w->offset[r]});
-    if (n < CHUNK)
-      u = (v32){v16_first(u.even, n / 2), v16_first(u.odd, n / 2)};
-    put(w->u + r * w->pitch, d, u);
-    if (w->centres)
-      w->sum_d[r] = v16_add(v16_add(w->sum_d[r], dxhat.even), dxhat.odd);
-    w->sum_du[r] = v16_fma(dxhat.odd, u.odd, v16_fma(dxhat.even, u.even, w->sum_du[r]));
-    if (w->weight_sum)
-      dweight = each_fma(dy, each_mul(u, (v32){w->fraction[r], w->fraction[r]}), dweight);
-    if (w->bias_sum)
-      dbias = (v32){v16_add(dbias.even, dy.even), v16_add(dbias.odd, dy.odd)};
+    v32 u = each_fma(load(of->x[r], dtype, d, n), both(v16_set(of->scale[r])), both(v16_set(of->offset[r])));
+    u = first_channels(u, dtype, n);
+    if (centres)
+      sums->d[r] = v16_add(v16_add(sums->d[r], dxhat.a), dxhat.b);
+    sums->du[r] = v16_fma(dxhat.b, u.b, v16_fma(dxhat.a, u.a, sums->du[r]));
+    if (weighs)
+      dweight = each_fma(dy, each_mul(u, both(v16_set(of->fraction[r]))), dweight);
+    if (weighs && centres)
+      dbias = each_add(dbias, dy);
   }
-  if (w->weight_sum) {
-    d16_add_to(w->weight_sum + d, dweight.even);
-    d16_add_to(w->weight_sum + d + HALF_CHUNK, dweight.odd);
-  }
-  if (w->bias_sum) {
-    d16_add_to(w->bias_sum + d, dbias.even);
-    d16_add_to(w->bias_sum + d + HALF_CHUNK, dbias.odd);
+  if (weighs)
+    put(t->weight_part, d, each_add(get(t->weight_part, d), dweight));
+  if (weighs && centres)
+    put(t->bias_part, d, each_add(get(t->bias_part, d), dbias));
+}
+
+INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype dtype, turn how, bool one_position,
+                           int64_t rows, nr_norm norm) {
+  const int64_t dim = t->b->segment->dim, whole = dim / CHUNK * CHUNK;
+  const int64_t turned = how == TURN_PLAIN || t->tables.turned > whole ? whole : t->tables.turned;
+  backward_sums sums;
+  UNROLLED
+  for (int64_t r = 0; r < ROWS; r++)
+    sums.d[r] = sums.du[r] = v16_set(0);
+  int64_t d = 0;
+  for (; d < turned; d += CHUNK)
+    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, CHUNK);
+  if (how != TURN_PLAIN)
+    for (; d < whole; d += CHUNK)
+      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, CHUNK);
+  if (d < dim && how != TURN_CHUNKS && (how != TURN_ADJACENT || t->tables.turned == dim))
+    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, dim - d);
+  else if (d < dim)
+    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, dim - d);
+  float sum_d[ROWS] = {0}, sum_du[ROWS] = {0};
+  if (nr_norm_centres(norm))
+    v16_sum4(sums.d, sum_d);
+  if (norm != NR_NORM_NONE)
+    v16_sum4(sums.du, sum_du);
+  for (int64_t r = 0; r < ROWS; r++)
+    of->sum_d[r] = (double)sum_d[r], of->sum_du[r] = (double)sum_du[r];
+}
+/* The same for whole groups of one position, with the norm as a constant. */
+INLINE void backward_whole(const backward_state *t, backward_group *of, nr_dtype dtype, turn how) {
+  switch (t->b->segment->norm) {
+  case NR_NORM_NONE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_NONE); break;
+  case NR_NORM_LAYER: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_LAYER); break;
+  case NR_NORM_LAYER_AFFINE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_LAYER_AFFINE); break;
+  case NR_NORM_RMS: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_RMS); break;
+  case NR_NORM_RMS_AFFINE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_RMS_AFFINE); break;
   }
 }
 
-/* dxhat and u of one head's rows, and their sums. */
-INLINE void backward_terms(const nr_segment *s, backward_tile *t, nr_dtype dtype, turn how, int64_t rows) {
-  backward_work w = {.norm = s->norm != NR_NORM_NONE,
-                     .weighs = nr_norm_weighs(s->norm),
-                     .centres = nr_norm_centres(s->norm),
-                     .pitch = t->pitch,
-                     .turns = t->tables.turned,
-                     .weight_sum = t->weight_sum,
-                     .bias_sum = t->bias_sum,
-                     .cos = t->tables.cos,
-                     .sin = t->tables.sin,
-                     .weight = t->weight,
-                     .dxhat = t->dxhat,
-                     .u = t->u,
-                     .g_ahead = how == TURN_PLAIN ? 0 : t->g_ahead,
-                     .x_ahead = t->x_ahead};
-  UNROLLED
-  for (int64_t r = 0; r < NR_TILE; r++) {
-    w.sum_d[r] = w.sum_du[r] = v16_set(0);
-    if (r >= rows)
-      continue;
-    w.g[r] = t->g[r], w.x[r] = t->x[r];
-    w.scale[r] = v16_set(t->scale[r]), w.offset[r] = v16_set(t->offset[r]), w.fraction[r] = v16_set(t->fraction[r]);
-  }
-  int64_t whole = V16_REGISTERS ? s->dim / CHUNK * CHUNK : 0;
-  for (int64_t d = 0; d < whole; d += CHUNK)
-    backward_chunk(s, &w, dtype, how, rows, d, CHUNK);
-  for (int64_t d = whole; d < s->dim; d += CHUNK)
-    backward_chunk(s, &w, dtype, how, rows, d, in_chunk(s->dim, d));
-  float of_d[NR_TILE] = {0}, of_du[NR_TILE];
-  if (w.centres)
-    v16_sum4(w.sum_d, of_d);
-  v16_sum4(w.sum_du, of_du);
-  for (int64_t r = 0; r < rows; r++) {
-    t->sum_d[r] += (double)of_d[r];
-    t->sum_du[r] += (double)of_du[r];
-  }
-}
-
-/* A function for each dtype and way of turning, for whole tiles and for single rows. */
+/* dxhat of a group, and its sums; a function for each dtype and way of turning. */
 #define TERMS(dtype, how)                                                                                              \
-  APART void terms_##dtype##_##how(const nr_segment *s, backward_tile *t) {                                            \
-    if (V16_REGISTERS && t->rows == NR_TILE)                                                                           \
-      backward_terms(s, t, NR_##dtype, TURN_##how, NR_TILE);                                                           \
+  APART void terms_##dtype##_##how(const backward_state *t, backward_group *of) {                                      \
+    if (V16_REGISTERS && of->rows == ROWS && (TURN_##how == TURN_NONE || of->one_position))                            \
+      backward_whole(t, of, NR_##dtype, TURN_##how);                                                                   \
+    else if (V16_REGISTERS && of->rows == ROWS)                                                                        \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, ROWS, t->b->segment->norm);                                 \
     else                                                                                                               \
-      backward_terms(s, t, NR_##dtype, TURN_##how, V16_REGISTERS ? 1 : t->rows);                                       \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, of->rows, t->b->segment->norm);                             \
   }
-#define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS(dtype, PLAIN)
+#define TERMS_PLAIN(dtype)                                                                                             \
+  APART void terms_##dtype##_PLAIN(const backward_state *t, backward_group *of) {                                      \
+    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, of->rows, t->b->segment->norm);                               \
+  }
+#define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS_PLAIN(dtype)
 TERMS_OF(F32)
 TERMS_OF(F16)
 TERMS_OF(BF16)
@@ -170,85 +182,263 @@ TERMS_OF(BF16)
                   [TURN_ADJACENT] = terms_##dtype##_ADJACENT,                                                          \
                   [TURN_CHUNKS] = terms_##dtype##_CHUNKS,                                                              \
                   [TURN_PLAIN] = terms_##dtype##_PLAIN}
-static void (*const terms_functions[3][4])(const nr_segment *, backward_tile *) = {TERMS_ROW(F32), TERMS_ROW(F16),
-                                                                                   TERMS_ROW(BF16)};
+static void (*const terms_functions[3][4])(const backward_state *, backward_group *) = {TERMS_ROW(F32), TERMS_ROW(F16),
+                                                                                        TERMS_ROW(BF16)};
 
-/* One head's grad_x. */
-INLINE void backward_store(const nr_block *b, nr_dtype dtype, const backward_tile *t, int64_t head, bool stream) {
-  const nr_segment *s = b->segment;
+/* What a group's sums come to, for `channels` of them. */
+INLINE void backward_means(backward_group *of, int64_t channels) {
+  double share = 1 / (double)channels;
+  for (int64_t r = 0; r < ROWS; r++) {
+    double rstd = of->rstd[r], fraction = of->fraction[r];
+    of->shift[r] = (float)(-rstd * share * of->sum_d[r]);
+    of->slope[r] = (float)(rstd * fraction * fraction * share * of->sum_du[r]);
+  }
+}
+
+/* A group's grad_x into rows of `to`. */
+INLINE void backward_make(const backward_state *t, const backward_group *of, nr_dtype dtype, char *const *to,
+                          bool stream) {
+  const nr_segment *s = t->b->segment;
   const bool norm = s->norm != NR_NORM_NONE;
   const int64_t dim = s->dim;
-  for (int64_t r = 0; r < t->rows; r++) {
-    scratch strided;
-    char *row = nr_row(&s->grad_x, b->batch, t->first + r, head);
-    char *out = s->grad_x.stride[3] == 1 ? row : (char *)strided.channel;
-    const float *const dxhat = t->dxhat + r * t->pitch, *const u = t->u + r * t->pitch;
-    v16 rstd = v16_set(t->rstd[r]), shift = v16_set(t->shift[r]), slope = v16_set(t->slope[r]);
+  for (int64_t r = 0; r < of->rows; r++) {
+    const float *const dxhat = of->dxhat[r];
+    const v32 scale = both(v16_set(of->scale[r])), offset = both(v16_set(of->offset[r]));
+    const v32 rstd = both(v16_set(of->rstd[r])), shift = both(v16_set(of->shift[r]));
+    const v32 slope = both(v16_set(of->slope[r]));
     for (int64_t d = 0; d < dim; d += CHUNK) {
+      int64_t n = in_chunk(dim, d);
       v32 value = get(dxhat, d);
       if (norm) {
-        v32 of_u = get(u, d);
-        value.even = v16_fma(value.even, rstd, v16_fnma(of_u.even, slope, shift));
-        value.odd = v16_fma(value.odd, rstd, v16_fnma(of_u.odd, slope, shift));
+        bring(of->x_ahead[r], dtype, d);
+        v32 u = each_fma(load(of->x[r], dtype, d, n), scale, offset);
+        value = each_fma(value, rstd, each_fnma(u, slope, shift));
       }
-      store(out, dtype, d, in_chunk(dim, d), value, stream);
+      store(to[r], dtype, d, n, value, stream);
     }
-    scatter(&s->grad_x, row, dtype, dim, out);
   }
 }
 
-/* The terms of one head. Its sums over rows go to the block's only where `summed`: the first time. */
-INLINE void backward_head(const nr_block *b, nr_dtype dtype, backward_tile *t, int64_t head, bool summed) {
-  const nr_segment *s = b->segment;
-  if (tables_per_head(s))
-    load_tables(s, b->batch, t->first, t->rows, head, &t->tables);
-  if (per_head(&s->weight))
-    load_parameter(&s->weight, head, s->dim, t->weight);
-  for (int64_t r = 0; r < t->rows; r++) {
-    const char *row = nr_row(&s->grad_y, b->batch, t->first + r, head);
-    if (t->tables.turn == TURN_PLAIN) {
-      scratch plain;
-      load_row(&s->grad_y, row, dtype, s->dim, plain.channel, false);
-      turn_plain(s, &t->tables, r, true, plain.channel, t->g_strided[r].channel);
-      t->g[r] = (const char *)t->g_strided[r].channel;
-    } else {
-      t->g[r] = gathered(&s->grad_y, row, dtype, s->dim, &t->g_strided[r]);
-    }
+APART void backward_store(const backward_state *t, const backward_group *of, nr_dtype dtype) {
+  const nr_segment *s = t->b->segment;
+  if (!s->grad_x.data)
+    return;
+  scratch strided[ROWS];
+  destination out = {.staged = NULL};
+  char *made[ROWS] = {NULL};
+  memcpy(out.row, of->out, sizeof out.row);
+  settle(&out, t->b, dtype, of->rows, (char *)strided);
+  for (int64_t r = 0; r < of->rows; r++)
+    made[r] = out.staged                 ? out.staged + r * s->dim * size_of(dtype)
+              : s->grad_x.stride[3] == 1 ? out.row[r]
+                                         : (char *)strided[r].channel;
+  if (out.stream)
+    backward_make(t, of, dtype, made, true);
+  else
+    backward_make(t, of, dtype, made, false);
+  if (out.staged)
+    unstage(&out, of->rows * s->dim * size_of(dtype));
+  else
+    for (int64_t r = 0; r < of->rows; r++)
+      scatter(&s->grad_x, out.row[r], dtype, s->dim, made[r]);
+}
+
+/* Row r of a group and what comes next, the row's place in the tile being `position`. */
+INLINE void read_gradient(backward_state *t, backward_group *of, nr_dtype dtype, int64_t r, int64_t position,
+                          const char *g) {
+  const nr_segment *s = t->b->segment;
+  of->cos[r] = t->tables.cos + position * t->pitch;
+  of->sin[r] = t->tables.sin + position * t->pitch;
+  if (t->tables.turn == TURN_PLAIN) {
+    scratch plain;
+    load_row(&s->grad_y, g, dtype, s->dim, plain.channel, NR_F32);
+    turn_plain(s, &t->tables, position, true, plain.channel, of->g_strided[r].channel);
+    g = (const char *)of->g_strided[r].channel;
+  } else {
+    g = gathered(&s->grad_y, g, dtype, s->dim, &of->g_strided[r]);
+  }
+  of->g[r] = g;
+}
+
+INLINE void load_statistics(backward_state *t, backward_group *of, int64_t r, bool turns) {
+  const char *mean = take(&t->mean, turns), *rstd = take(&t->rstd, turns);
+  of->mean[r] = mean ? *(const float *)mean : 0;
+  of->rstd[r] = rstd ? *(const float *)rstd : 1;
+}
+
+/* The next rows of the walk, as many as the group has. */
+INLINE void read_group(backward_state *t, backward_group *of, nr_dtype dtype, bool statistics, bool gradients) {
+  const nr_segment *s = t->b->segment;
+  const int64_t last = t->at.inner + of->rows;
+  of->one_position = t->at.by == BY_POSITION && last <= t->at.run;
+  for (int64_t r = 0; r < of->rows; r++) {
+    const int64_t position = position_of(&t->at);
+    const bool turns = step(&t->at);
+    const char *g = take(&t->g, turns), *x = take(&t->x, turns);
+    of->out[r] = take(&t->out, turns);
+    of->g_ahead[r] = next_ahead(&t->g_ahead, g);
+    of->x_ahead[r] = next_ahead(&t->x_ahead, x);
+    if (gradients)
+      read_gradient(t, of, dtype, r, position, g);
     if (s->norm)
-      t->x[r] = gathered(&s->x, nr_row(&s->x, b->batch, t->first + r, head), dtype, s->dim, &t->x_strided[r]);
+      of->x[r] = gathered(&s->x, x, dtype, s->dim, &of->x_strided[r]);
+    if (statistics)
+      load_statistics(t, of, r, turns);
   }
-  int64_t padded = nr_padded(s->dim);
-  t->weight_sum = b->weight_sum && summed ? b->weight_sum + (s->grad_weight.stride[2] ? head * padded : 0) : NULL;
-  t->bias_sum = b->bias_sum && summed ? b->bias_sum + (s->grad_bias.stride[2] ? head * padded : 0) : NULL;
-  terms_functions[dtype][t->tables.turn](s, t);
+  if (statistics)
+    split_statistics(of);
 }
 
-INLINE void backward_rows(const nr_block *b, nr_dtype dtype, backward_tile *t) {
-  const nr_segment *s = b->segment;
-  int64_t heads = nr_group_heads(s);
-  double share = 1 / (double)(heads * s->dim);
+/* Begins a walk over `count` positions from `first` on. */
+INLINE void begin_walk(backward_state *t, order by, int64_t first, int64_t count) {
+  const nr_segment *s = t->b->segment;
+  const nr_view none = {.data = NULL};
+  t->at = cursor_of(by, first - t->tile.first, count, s->heads);
+  t->g = walk_of(&s->grad_y, t->b->batch, first, &t->at);
+  t->x = walk_of(s->norm ? &s->x : &none, t->b->batch, first, &t->at);
+  t->out = walk_of(&s->grad_x, t->b->batch, first, &t->at);
+  t->mean = walk_of(nr_norm_centres(s->norm) ? &s->mean : &none, t->b->batch, first, &t->at);
+  t->rstd = walk_of(s->norm ? &s->rstd : &none, t->b->batch, first, &t->at);
+}
+
+INLINE void begin_tile(backward_state *t, nr_dtype dtype) {
+  const nr_segment *s = t->b->segment;
+  t->g_ahead = prefetch_of(t->b, &s->grad_y, &t->tile);
+  t->x_ahead = prefetch_of(t->b, &s->x, &t->tile);
   if (s->rope_width && !tables_per_head(s))
-    load_tables(s, b->batch, t->first, t->rows, 0, &t->tables);
-  for (int64_t first = 0; first < s->heads; first += heads) {
-    load_statistics(b, t, first / heads);
-    for (int64_t n = first; n < first + heads; n++) {
-      t->g_ahead = distance_ahead(b, &s->grad_y, dtype, t->first, n);
-      t->x_ahead = distance_ahead(b, &s->x, dtype, t->first, n);
-      backward_head(b, dtype, t, n, true);
+    load_tables(s, t->b->batch, t->tile.first, t->tile.count, 0, dtype, &t->tables);
+}
+
+/* Parameters and tables that belong to a head. */
+INLINE void begin_head(backward_state *t, nr_dtype dtype, int64_t head) {
+  const nr_block *b = t->b;
+  const nr_segment *s = b->segment;
+  int64_t padded = nr_padded(s->dim);
+  if (tables_per_head(s))
+    load_tables(s, b->batch, t->tile.first, t->tile.count, head, dtype, &t->tables);
+  if (per_head(&s->weight))
+    load_parameter(&s->weight, head, s->dim, t->weight, dtype);
+  t->weight_part = b->weight_part ? b->weight_part + (s->grad_weight.stride[2] ? head * padded : 0) : t->unwanted;
+  t->bias_part = b->bias_part ? b->bias_part + (s->grad_bias.stride[2] ? head * padded : 0) : t->unwanted;
+}
+
+/* True if rows of different heads have something of their own besides their place. */
+INLINE bool heads_differ(const nr_segment *s) {
+  return tables_per_head(s) || per_head(&s->weight) || per_head(&s->grad_weight) || per_head(&s->grad_bias);
+}
+
+static void flush(float *part, double *sum, int64_t channels) {
+  for (int64_t d = 0; part && d < channels; d += HALF_CHUNK) {
+    v16_add_to(sum + d, v16_get(part + d));
+    v16_put(part + d, v16_set(0));
+  }
+}
+
+/* The float32 parts go to the block's sums, after FLUSH additions to each, and at the end. */
+INLINE void count_added(backward_state *t, int64_t added, bool end) {
+  const nr_block *b = t->b;
+  t->added += added;
+  if (t->added < FLUSH && !end)
+    return;
+  flush(b->weight_part, b->weight_sum, b->weight_channels);
+  flush(b->bias_part, b->bias_sum, b->bias_channels);
+  t->added = 0;
+}
+
+/* How many of the `left` rows of a tile the next group has: where heads differ all of one head, and where rows turn all
+   of one position. */
+INLINE int64_t rows_together(const backward_state *t, int64_t left, bool differ) {
+  bool alike = !differ && (t->tables.turn == TURN_NONE || t->tables.turn == TURN_PLAIN);
+  return left < ROWS || (!alike && t->at.inner + ROWS > t->at.run) ? 1 : ROWS;
+}
+
+/* Statistics over each head. */
+INLINE void backward_heads(backward_state *t, nr_dtype dtype) {
+  const nr_segment *s = t->b->segment;
+  const bool differ = heads_differ(s);
+  _Alignas(LINE) float dxhat[2][ROWS * (NR_MAX_DIM + HALF_CHUNK)];
+  scratch g_strided[ROWS], x_strided[2][ROWS];
+  backward_group groups[2], *group = groups, *read = NULL;
+  for (int i = 0; i < 2; i++) {
+    groups[i] = (backward_group){.g_strided = g_strided, .x_strided = x_strided[i]};
+    for (int64_t r = 0; r < ROWS; r++)
+      groups[i].dxhat[r] = dxhat[i] + r * t->pitch;
+  }
+  if (!differ)
+    begin_head(t, dtype, 0);
+  while (next_tile(t->b, &t->tile)) {
+    const int64_t count = t->tile.count;
+    begin_tile(t, dtype);
+    begin_walk(t, differ ? BY_HEAD : BY_POSITION, t->tile.first, count);
+    for (int64_t left = count * s->heads; left; left -= read->rows) {
+      if (differ && t->at.inner == 0)
+        begin_head(t, dtype, t->at.outer);
+      group->rows = rows_together(t, left, differ);
+      read_group(t, group, dtype, true, true);
+      terms_functions[dtype][t->tables.turn](t, group);
+      if (read)
+        backward_store(t, read, dtype);
+      backward_means(group, s->dim);
+      read = group;
+      group = &groups[group == groups];
+      if (!differ)
+        count_added(t, 1, false);
     }
-    for (int64_t r = 0; r < t->rows; r++) {
-      double rstd = t->rstd[r], fraction = t->fraction[r];
-      t->shift[r] = (float)(-rstd * share * t->sum_d[r]);
-      t->slope[r] = (float)(rstd * fraction * fraction * share * t->sum_du[r]);
+    if (differ)
+      count_added(t, count < ROWS ? count : 1, false);
+  }
+  if (read)
+    backward_store(t, read, dtype);
+}
+
+/* Statistics over all heads, of the group's positions from `first` on. */
+INLINE void backward_positions(backward_state *t, nr_dtype dtype, backward_group *group, int64_t first, float *dxhat) {
+  const nr_segment *s = t->b->segment;
+  const int64_t room = ROWS * t->pitch;
+  const bool kept = s->heads * room <= KEPT;
+  double sum_d[ROWS] = {0}, sum_du[ROWS] = {0};
+  begin_walk(t, BY_HEAD, first, group->rows);
+  for (int64_t r = 0; r < group->rows; r++)
+    load_statistics(t, group, r, false);
+  split_statistics(group);
+  for (int64_t n = 0; n < s->heads; n++) {
+    begin_head(t, dtype, n);
+    for (int64_t r = 0; r < ROWS; r++)
+      group->dxhat[r] = dxhat + (kept ? n * room : 0) + r * t->pitch;
+    read_group(t, group, dtype, false, true);
+    terms_functions[dtype][t->tables.turn](t, group);
+    for (int64_t r = 0; r < ROWS; r++)
+      sum_d[r] += group->sum_d[r], sum_du[r] += group->sum_du[r];
+  }
+  memcpy(group->sum_d, sum_d, sizeof sum_d);
+  memcpy(group->sum_du, sum_du, sizeof sum_du);
+  backward_means(group, s->heads * s->dim);
+  begin_walk(t, BY_HEAD, first, group->rows);
+  t->g_ahead.rows.at = t->x_ahead.rows.at = NULL; /* that has come */
+  for (int64_t n = 0; n < s->heads; n++) {
+    for (int64_t r = 0; r < ROWS; r++)
+      group->dxhat[r] = dxhat + (kept ? n * room : 0) + r * t->pitch;
+    if (!kept)
+      begin_head(t, dtype, n);
+    read_group(t, group, dtype, false, !kept);
+    if (!kept) {
+      t->weight_part = t->bias_part = t->unwanted; /* they have been added */
+      terms_functions[dtype][t->tables.turn](t, group);
     }
-    for (int64_t n = first; n < first + heads && s->grad_x.data; n++) {
-      if (heads > 1)
-        backward_head(b, dtype, t, n, false);
-      if (b->stream)
-        backward_store(b, dtype, t, n, true);
-      else
-        backward_store(b, dtype, t, n, false);
-    }
+    backward_store(t, group, dtype);
+  }
+}
+
+INLINE void backward_all_heads(backward_state *t, nr_dtype dtype) {
+  _Alignas(LINE) float dxhat[KEPT];
+  scratch g_strided[ROWS], x_strided[ROWS];
+  backward_group group = {.g_strided = g_strided, .x_strided = x_strided};
+  while (next_tile(t->b, &t->tile)) {
+    begin_tile(t, dtype);
+    group.rows = t->tile.count < ROWS ? 1 : ROWS;
+    for (int64_t first = 0; first < t->tile.count; first += group.rows)
+      backward_positions(t, dtype, &group, t->tile.first + first, dxhat);
+    count_added(t, heads_differ(t->b->segment) ? 1 : t->b->segment->heads, false);
   }
 }
 
@@ -259,22 +449,18 @@ INLINE void backward_block(const nr_block *b, nr_dtype dtype) {
       copy_block(b, &s->grad_y, &s->grad_x, dtype);
     return;
   }
-  backward_tile t;
-  _Alignas(64) float pool[(4 * NR_TILE + 1) * (NR_MAX_DIM + HALF_CHUNK)];
-  t.pitch = t.tables.pitch = pitch_of(s);
-  t.dxhat = pool;
-  t.u = t.dxhat + NR_TILE * t.pitch;
-  t.tables.cos = t.u + NR_TILE * t.pitch;
-  t.tables.sin = t.tables.cos + NR_TILE * t.pitch;
-  t.weight = t.tables.sin + NR_TILE * t.pitch;
-  t.tables.turn = TURN_NONE;
+  _Alignas(LINE) float pool[(2 * NR_TILE + 2) * (NR_MAX_DIM + HALF_CHUNK)];
+  backward_state t = {.b = b, .tile = first_tile(b), .pitch = pitch_of(s), .weight = pool};
+  t.unwanted = pool + t.pitch;
+  memset(t.unwanted, 0, (size_t)t.pitch * sizeof(float)); /* it is added to, and never read */
+  t.tables = tables_at(t.unwanted + t.pitch, t.pitch);
   if (s->weight.data && !per_head(&s->weight))
-    load_parameter(&s->weight, 0, s->dim, t.weight);
-  int64_t end = b->first + b->count;
-  for (t.first = b->first; t.first < end; t.first += t.rows) {
-    t.rows = end - t.first < NR_TILE ? 1 : NR_TILE;
-    backward_rows(b, dtype, &t);
-  }
+    load_parameter(&s->weight, 0, s->dim, t.weight, dtype);
+  if (nr_group_heads(s) > 1)
+    backward_all_heads(&t, dtype);
+  else
+    backward_heads(&t, dtype);
+  count_added(&t, 0, true);
   if (b->stream)
     v32_fence();
 }

@@ -1,180 +1,441 @@
 /*
  * The forward body: one for every norm, rope, layout, dtype and instruction set.
  *
- * Statistics take two passes, first the mean, then the squares of what is left, so that nothing cancels. The mean is
- * summed in float64 and used as the sum of two floats, so that x - mean is good to float32 however large the mean. With
- * statistics over all heads, x is read once for each pass, the second time and the third from the caches.
+ * Statistics take two passes over a row, so that nothing cancels: the first makes a mean, the second the squares of
+ * x - mean and, since that mean was rounded on its way, what it still lacks, `rest`. mean + rest is good to a rounding
+ * of either, and y = (x - mean) * rstd - rest * rstd.
+ *
+ * A row is thus read three times, the second and third time from the first-level cache. Between the readings stand
+ * chains of dependent operations, so that groups of rows are worked on in stages: while one is written, the next one's
+ * squares are added, and the mean of the one after that. With statistics over all heads a group is ROWS positions, all
+ * heads of them, one stage after the other.
  */
 
-enum { SQUARES_PART = 4 * CHUNK }; /* channels whose squares are added in float32 */
+enum { SQUARES_PART = 4 * CHUNK /* channels whose squares are added in float32 */, STAGES = 3 };
 
-typedef struct forward_tile {
-  int64_t first;
-  float mean[NR_TILE], mean_rest[NR_TILE], rstd[NR_TILE];
-  float *x, *weight, *bias; /* paired scratch; x has NR_TILE rows `pitch` apart, and becomes x - mean */
+typedef struct forward_group {
+  int64_t rows;                      /* ROWS or 1 */
+  const tables *tables;              /* of the tile */
+  const char *x[ROWS], *ahead[ROWS]; /* the rows' elements side by side; what comes next */
+  char *y[ROWS], *mean_at[ROWS], *rstd_at[ROWS];
+  const float *cos[ROWS], *sin[ROWS];
+  int64_t in_tables[ROWS];
+  bool one_position;                                     /* of whole groups: all rows have the tables of the first */
+  float mean[ROWS], rest[ROWS], rstd[ROWS], shift[ROWS]; /* shift = -rest * rstd */
+  double sum[ROWS], squares[ROWS];
+  scratch *strided; /* [ROWS] */
+} forward_group;
+
+typedef struct forward_state {
+  const nr_block *b;
+  tile tile;
+  tables *tables; /* of the tile */
   int64_t pitch;
-  tables tables;
-} forward_tile;
+  float *weight, *bias; /* of the head */
+  cursor at;            /* and where it is in each view */
+  walk x, y, mean, rstd;
+  prefetch ahead;
+} forward_state;
 
-INLINE void forward_load(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t rows, int64_t head) {
-  const nr_segment *s = b->segment;
-  int64_t ahead = distance_ahead(b, &s->x, dtype, t->first, head);
-  for (int64_t r = 0; r < rows; r++) {
-    scratch strided;
-    const char *x = nr_row(&s->x, b->batch, t->first + r, head);
-    x = gathered(&s->x, x, dtype, s->dim, &strided);
-    for (int64_t d = 0; d < s->dim; d += CHUNK) {
-      prefetch(x + ahead, dtype, d);
-      put(t->x + r * t->pitch, d, load(x, dtype, d, in_chunk(s->dim, d)));
-    }
-  }
-}
-
-/* Takes the mean from a head's rows, the lanes behind the last channel staying 0. */
-INLINE void forward_centre(const nr_segment *s, forward_tile *t, int64_t rows) {
-  for (int64_t r = 0; r < rows; r++) {
-    v16 mean = v16_set(t->mean[r]), rest = v16_set(t->mean_rest[r]);
-    float *row = t->x + r * t->pitch;
-    for (int64_t d = 0; d < s->dim; d += CHUNK) {
-      v32 x = get(row, d);
-      x = (v32){v16_sub(v16_sub(x.even, mean), rest), v16_sub(v16_sub(x.odd, mean), rest)};
-      int64_t n = in_chunk(s->dim, d);
-      put(row, d, n == CHUNK ? x : (v32){v16_first(x.even, n / 2), v16_first(x.odd, n / 2)});
-    }
-  }
-}
-
-/* Leaves the centred rows of the last head in t->x; with one head to a group that is the head to go on with. */
-INLINE void forward_statistics(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t rows, int64_t first,
-                               int64_t heads) {
-  const nr_segment *s = b->segment;
+/* First stage: the sum of each row, added to that of other heads. */
+INLINE void forward_sum(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows) {
+  const nr_segment *s = t->b->segment;
   const bool centres = nr_norm_centres(s->norm);
-  double count = (double)(heads * s->dim), squares[NR_TILE] = {0};
-  if (centres) {
-    d16 sum[NR_TILE];
-    for (int64_t r = 0; r < NR_TILE; r++)
-      sum[r] = d16_zero();
-    for (int64_t head = first; head < first + heads; head++) {
-      forward_load(b, dtype, t, rows, head);
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < s->dim; d += CHUNK) {
-          v32 x = get(t->x + r * t->pitch, d);
-          sum[r] = d16_add(d16_add(sum[r], x.even), x.odd);
-        }
-    }
+  v16 sum[ROWS];
+  float sums[ROWS];
+  for (int64_t r = 0; r < ROWS; r++)
+    sum[r] = v16_set(0);
+  for (int64_t d = 0; d < s->dim; d += CHUNK) {
+    int64_t n = in_chunk(s->dim, d);
+    UNROLLED
     for (int64_t r = 0; r < rows; r++) {
-      double mean = d16_sum(sum[r]) / count;
-      t->mean[r] = (float)mean;
-      t->mean_rest[r] = (float)(mean - (double)t->mean[r]);
+      if (r == 0)
+        bring(of->ahead[r], dtype, d);
+      if (!centres)
+        continue;
+      v32 x = load(of->x[r], dtype, d, n);
+      sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
     }
   }
-  for (int64_t head = first; head < first + heads; head++) {
-    if (heads > 1 || !centres)
-      forward_load(b, dtype, t, rows, head);
-    if (centres)
-      forward_centre(s, t, rows);
-    for (int64_t part = 0; part < s->dim; part += SQUARES_PART) {
-      const v16 zero = v16_set(0);
-      v16 square[NR_TILE] = {zero, zero, zero, zero};
-      float sums[NR_TILE];
-      for (int64_t r = 0; r < rows; r++) {
-        v16 sum = zero;
-        for (int64_t d = part; d < s->dim && d < part + SQUARES_PART; d += CHUNK) {
-          v32 x = get(t->x + r * t->pitch, d);
-          sum = v16_fma(x.odd, x.odd, v16_fma(x.even, x.even, sum));
-        }
-        square[r] = sum;
-      }
-      v16_sum4(square, sums);
-      for (int64_t r = 0; r < rows; r++)
-        squares[r] += (double)sums[r];
-    }
+  v16_sum4(sum, sums);
+  for (int64_t r = 0; r < ROWS; r++)
+    of->sum[r] += (double)sums[r];
+}
+
+INLINE void forward_clear(forward_group *of) {
+  for (int64_t r = 0; r < ROWS; r++)
+    of->sum[r] = of->squares[r] = 0, of->mean[r] = of->rest[r] = of->shift[r] = 0, of->rstd[r] = 1;
+}
+
+INLINE void forward_mean(forward_group *of, int64_t channels) {
+  const double share = 1 / (double)channels;
+  for (int64_t r = 0; r < ROWS; r++) {
+    of->mean[r] = (float)(of->sum[r] * share);
+    of->sum[r] = 0;
   }
-  for (int64_t r = 0; r < rows; r++)
-    t->rstd[r] = (float)(1 / sqrt(squares[r] / count + s->eps));
 }
 
-/* y before it turns, in the chunk at channel d of a centred row. */
-INLINE v32 normalised(const nr_segment *s, const forward_tile *t, int64_t r, v16 rstd, int64_t d) {
-  v32 y = get(t->x + r * t->pitch, d);
-  if (s->norm == NR_NORM_NONE)
-    return y;
-  y = each_mul(y, (v32){rstd, rstd});
-  if (s->norm == NR_NORM_LAYER_AFFINE)
-    return each_fma(y, get(t->weight, d), get(t->bias, d));
-  return s->norm == NR_NORM_RMS_AFFINE ? each_mul(y, get(t->weight, d)) : y;
-}
-
-/* The chunk at channel d of y turned. */
-INLINE v32 turned(const nr_segment *s, const forward_tile *t, turn how, int64_t r, v16 rstd, int64_t d) {
-  v32 value = normalised(s, t, r, rstd, d);
-  if (how == TURN_NONE || d >= t->tables.turned)
-    return value;
-  const float *cos = t->tables.cos + r * t->pitch, *sin = t->tables.sin + r * t->pitch;
-  v32 other = how == TURN_ADJACENT ? swapped(value) : normalised(s, t, r, rstd, partner_chunk(s, d));
-  return each_fma(value, get(cos, d), each_mul(other, get(sin, d)));
-}
-
-INLINE void forward_store(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t rows, turn how, int64_t head) {
-  const nr_segment *s = b->segment;
-  for (int64_t r = 0; r < rows; r++) {
-    scratch strided, plain, out_plain;
-    v16 rstd = v16_set(s->norm ? t->rstd[r] : 1);
-    char *row = nr_row(&s->y, b->batch, t->first + r, head);
-    char *out = s->y.stride[3] == 1 ? row : (char *)strided.channel;
-    if (how == TURN_PLAIN) {
-      for (int64_t d = 0; d < s->dim; d += CHUNK)
-        store((char *)plain.channel, NR_F32, d, in_chunk(s->dim, d), normalised(s, t, r, rstd, d), false);
-      turn_plain(s, &t->tables, r, false, plain.channel, out_plain.channel);
-    }
-    for (int64_t d = 0; d < s->dim; d += CHUNK) {
+/* Second stage: of x - mean the sum and that of the squares, added to those of other heads. */
+INLINE void forward_squares(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows) {
+  const nr_segment *s = t->b->segment;
+  const bool centres = nr_norm_centres(s->norm);
+  const v16 zero = v16_set(0);
+  v16 sum[ROWS] = {zero, zero, zero, zero};
+  float sums[ROWS];
+  for (int64_t part = 0; part < s->dim; part += SQUARES_PART) {
+    v16 square[ROWS] = {zero, zero, zero, zero};
+    for (int64_t d = part; d < s->dim && d < part + SQUARES_PART; d += CHUNK) {
       int64_t n = in_chunk(s->dim, d);
-      v32 value =
-          how == TURN_PLAIN ? load((const char *)out_plain.channel, NR_F32, d, n) : turned(s, t, how, r, rstd, d);
-      store(out, dtype, d, n, value, b->stream);
+      UNROLLED
+      for (int64_t r = 0; r < rows; r++) {
+        v32 x = load(of->x[r], dtype, d, n);
+        if (centres) {
+          x = first_channels(each_sub(x, both(v16_set(of->mean[r]))), dtype, n);
+          sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
+        }
+        square[r] = v16_fma(x.b, x.b, v16_fma(x.a, x.a, square[r]));
+      }
     }
-    scatter(&s->y, row, dtype, s->dim, out);
+    v16_sum4(square, sums);
+    for (int64_t r = 0; r < ROWS; r++)
+      of->squares[r] += (double)sums[r];
+  }
+  if (centres) {
+    v16_sum4(sum, sums);
+    for (int64_t r = 0; r < ROWS; r++)
+      of->sum[r] += (double)sums[r];
   }
 }
 
-/* One head from its loaded rows to y. */
-INLINE void forward_head(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t rows, int64_t head) {
+/* The squares were taken from a mean that lacks `rest`; an infinite mean lacks nothing. In loops that become vectors.
+ */
+INLINE void forward_rstd(const forward_state *t, forward_group *of, int64_t channels) {
+  const double share = 1 / (double)channels, eps = t->b->segment->eps;
+  double rest[ROWS], deviation[ROWS];
+  for (int64_t r = 0; r < ROWS; r++) {
+    rest[r] = of->sum[r] * share;
+    rest[r] = fabs(rest[r]) <= DBL_MAX ? rest[r] : 0;
+    double variance = of->squares[r] * share - rest[r] * rest[r];
+    deviation[r] = (variance < 0 ? 0 : variance) + eps;
+  }
+  for (int64_t r = 0; r < ROWS; r++)
+    deviation[r] = sqrt(deviation[r]);
+  for (int64_t r = 0; r < ROWS; r++) {
+    of->rest[r] = (float)rest[r];
+    of->rstd[r] = (float)(1 / deviation[r]);
+  }
+  for (int64_t r = 0; r < ROWS; r++)
+    of->shift[r] = -of->rest[r] * of->rstd[r];
+}
+
+INLINE void forward_keep(const forward_group *of) {
+  for (int64_t r = 0; r < of->rows; r++) {
+    if (of->mean_at[r])
+      *(float *)of->mean_at[r] = nr_f32_quiet((float)((double)of->mean[r] + of->rest[r]));
+    if (of->rstd_at[r])
+      *(float *)of->rstd_at[r] = nr_f32_quiet(of->rstd[r]);
+  }
+}
+
+/* The first two stages for each dtype, for whole groups and for single rows. */
+#define STAGE(name, dtype)                                                                                             \
+  APART void name##_##dtype(const forward_state *t, forward_group *of) {                                               \
+    if (V16_REGISTERS && of->rows == ROWS)                                                                             \
+      forward_##name(t, of, NR_##dtype, ROWS);                                                                         \
+    else                                                                                                               \
+      forward_##name(t, of, NR_##dtype, V16_REGISTERS ? 1 : of->rows);                                                 \
+  }
+#define STAGE_OF(name)                                                                                                 \
+  STAGE(name, F32)                                                                                                     \
+  STAGE(name, F16)                                                                                                     \
+  STAGE(name, BF16)                                                                                                    \
+  static void (*const name##_functions[3])(const forward_state *, forward_group *) = {                                 \
+      [NR_F32] = name##_F32, [NR_F16] = name##_F16, [NR_BF16] = name##_BF16};
+STAGE_OF(sum)
+STAGE_OF(squares)
+
+/* Weight and bias in a chunk. */
+typedef struct affine {
+  v32 weight, bias;
+} affine;
+
+INLINE affine parameters(const forward_state *t, nr_norm norm, int64_t d) {
+  const v32 zero = both(v16_set(0));
+  return (affine){nr_norm_weighs(norm) ? get(t->weight, d) : zero,
+                  norm == NR_NORM_LAYER_AFFINE ? get(t->bias, d) : zero};
+}
+
+/* What row r turns by, in the chunk at channel d. */
+INLINE angles forward_angles(const forward_group *of, int64_t r, int64_t d) {
+  return (angles){get(of->cos[r], d), get(of->sin[r], d)};
+}
+
+/* The chunk at channel d of row r before it turns. */
+INLINE v32 normalised(const forward_group *of, nr_dtype dtype, nr_norm norm, affine by, int64_t r, int64_t d,
+                      int64_t n) {
+  v32 x = load(of->x[r], dtype, d, n);
+  if (norm == NR_NORM_NONE)
+    return x;
+  const v32 rstd = both(v16_set(of->rstd[r]));
+  x = nr_norm_centres(norm) ? each_fma(each_sub(x, both(v16_set(of->mean[r]))), rstd, both(v16_set(of->shift[r])))
+                            : each_mul(x, rstd);
+  if (norm == NR_NORM_LAYER_AFFINE)
+    return each_fma(x, by.weight, by.bias);
+  return norm == NR_NORM_RMS_AFFINE ? each_mul(x, by.weight) : x;
+}
+
+/* y of a row with TURN_PLAIN, channel by channel. */
+INLINE void forward_plain(const forward_state *t, const forward_group *of, nr_dtype dtype, int64_t r, char *to) {
+  const nr_segment *s = t->b->segment;
+  scratch y, turned;
+  int64_t d = 0;
+  do {
+    v32 value = normalised(of, dtype, s->norm, parameters(t, s->norm, d), r, d, in_chunk(s->dim, d));
+    put(y.channel, d, arranged(value, dtype, NR_F32));
+  } while ((d += CHUNK) < s->dim);
+  turn_plain(s, of->tables, of->in_tables[r], false, y.channel, turned.channel);
+  for (d = 0; d < s->dim; d += CHUNK)
+    store(to, dtype, d, in_chunk(s->dim, d), arranged(get(turned.channel, d), NR_F32, dtype), false);
+}
+
+/* The chunk at channel d of a group's rows; with TURN_CHUNKS its partner too. */
+INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, bool one_position,
+                          int64_t rows, nr_norm norm, char *const *to, bool stream, int64_t d, int64_t n) {
+  const int64_t partner = how == TURN_CHUNKS ? d + t->b->segment->rope_width / 2 : d;
+  const affine by = parameters(t, norm, d), by_partner = parameters(t, norm, partner);
+  angles at = {by.weight, by.weight}, at_partner = at; /* if rows turn, they are to be loaded yet */
+  UNROLLED
+  for (int64_t r = 0; r < rows; r++) {
+    if (r > 0) {
+      bring(of->ahead[r], dtype, d);
+      if (how == TURN_CHUNKS)
+        bring(of->ahead[r], dtype, partner);
+    }
+    v32 y = normalised(of, dtype, norm, by, r, d, n);
+    if (how != TURN_NONE && (r == 0 || !one_position))
+      at = forward_angles(of, r, d), at_partner = forward_angles(of, r, partner);
+    if (how == TURN_ADJACENT)
+      y = each_fma(y, at.cos, each_mul(swapped(y, dtype), at.sin));
+    if (how == TURN_CHUNKS) {
+      v32 other = normalised(of, dtype, norm, by_partner, r, partner, n);
+      v32 turned = each_fma(other, at_partner.cos, each_mul(y, at_partner.sin));
+      store(to[r], dtype, partner, n, turned, stream);
+      y = each_fma(y, at.cos, each_mul(other, at.sin));
+    }
+    store(to[r], dtype, d, n, y, stream);
+  }
+}
+
+/* y of a group's rows. */
+INLINE void forward_make(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, bool one_position,
+                         int64_t rows, nr_norm norm, char *const *to, bool stream) {
+  const nr_segment *s = t->b->segment;
+  const int64_t dim = s->dim, whole = dim / CHUNK * CHUNK, half = s->rope_width / 2;
+  const int64_t turned = of->tables->turned < whole ? of->tables->turned : whole;
+  int64_t d = 0;
+  for (; d < turned; d += CHUNK)
+    if (how != TURN_CHUNKS || d % s->rope_width < half)
+      forward_chunk(t, of, dtype, how, one_position, rows, norm, to, stream, d, CHUNK);
+  for (; d < whole; d += CHUNK)
+    forward_chunk(t, of, dtype, TURN_NONE, true, rows, norm, to, stream, d, CHUNK);
+  if (d < dim && how == TURN_ADJACENT && of->tables->turned == dim)
+    forward_chunk(t, of, dtype, how, one_position, rows, norm, to, stream, d, dim - d);
+  else if (d < dim)
+    forward_chunk(t, of, dtype, TURN_NONE, true, rows, norm, to, stream, d, dim - d);
+}
+
+/* The same for whole groups of one position, with the norm as a constant. */
+INLINE void forward_whole(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, char *const *to,
+                          bool stream) {
+  switch (t->b->segment->norm) {
+  case NR_NORM_NONE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_NONE, to, stream); break;
+  case NR_NORM_LAYER: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_LAYER, to, stream); break;
+  case NR_NORM_LAYER_AFFINE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_LAYER_AFFINE, to, stream); break;
+  case NR_NORM_RMS: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_RMS, to, stream); break;
+  case NR_NORM_RMS_AFFINE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_RMS_AFFINE, to, stream); break;
+  }
+}
+
+/* The third stage of a group for each dtype and way of turning. */
+#define MAKE(dtype, how)                                                                                               \
+  APART void make_##dtype##_##how(const forward_state *t, const forward_group *of, char *const *to, bool stream) {     \
+    if (V16_REGISTERS && of->rows == ROWS && (TURN_##how == TURN_NONE || of->one_position))                            \
+      forward_whole(t, of, NR_##dtype, TURN_##how, to, stream);                                                        \
+    else if (V16_REGISTERS && of->rows == ROWS)                                                                        \
+      forward_make(t, of, NR_##dtype, TURN_##how, false, ROWS, t->b->segment->norm, to, stream);                       \
+    else                                                                                                               \
+      forward_make(t, of, NR_##dtype, TURN_##how, false, of->rows, t->b->segment->norm, to, stream);                   \
+  }
+#define MAKE_OF(dtype) MAKE(dtype, NONE) MAKE(dtype, ADJACENT) MAKE(dtype, CHUNKS)
+MAKE_OF(F32)
+MAKE_OF(F16)
+MAKE_OF(BF16)
+#define MAKE_ROW(dtype)                                                                                                \
+  [NR_##dtype] = {[TURN_NONE] = make_##dtype##_NONE,                                                                   \
+                  [TURN_ADJACENT] = make_##dtype##_ADJACENT,                                                           \
+                  [TURN_CHUNKS] = make_##dtype##_CHUNKS}
+static void (*const make_functions[3][3])(const forward_state *, const forward_group *, char *const *,
+                                          bool) = {MAKE_ROW(F32), MAKE_ROW(F16), MAKE_ROW(BF16)};
+
+APART void forward_store(const forward_state *t, const forward_group *of, nr_dtype dtype) {
+  const nr_block *b = t->b;
   const nr_segment *s = b->segment;
+  const int64_t size = s->dim * size_of(dtype);
+  scratch strided[ROWS];
+  destination out = {.staged = NULL};
+  char *made[ROWS] = {NULL};
+  memcpy(out.row, of->y, sizeof out.row);
+  settle(&out, b, dtype, of->rows, (char *)strided);
+  for (int64_t r = 0; r < of->rows; r++)
+    made[r] = out.staged ? out.staged + r * size : s->y.stride[3] == 1 ? out.row[r] : (char *)strided[r].channel;
+  if (of->tables->turn == TURN_PLAIN)
+    for (int64_t r = 0; r < of->rows; r++)
+      forward_plain(t, of, dtype, r, made[r]);
+  else
+    make_functions[dtype][of->tables->turn](t, of, made, out.stream);
+  if (out.staged)
+    unstage(&out, of->rows * size);
+  else
+    for (int64_t r = 0; r < of->rows; r++)
+      scatter(&s->y, out.row[r], dtype, s->dim, made[r]);
+}
+
+/* The next rows of the walk, as many as the group has. */
+INLINE void forward_read(forward_state *t, forward_group *of, nr_dtype dtype) {
+  const nr_segment *s = t->b->segment;
+  of->tables = t->tables;
+  of->one_position = t->at.by == BY_POSITION && t->at.inner + of->rows <= t->at.run;
+  for (int64_t r = 0; r < of->rows; r++) {
+    const int64_t position = position_of(&t->at);
+    const bool turns = step(&t->at);
+    const char *x = take(&t->x, turns);
+    of->in_tables[r] = position;
+    of->cos[r] = t->tables->cos + position * t->pitch;
+    of->sin[r] = t->tables->sin + position * t->pitch;
+    of->x[r] = gathered(&s->x, x, dtype, s->dim, &of->strided[r]);
+    of->ahead[r] = next_ahead(&t->ahead, x);
+    of->y[r] = take(&t->y, turns);
+    of->mean_at[r] = take(&t->mean, turns);
+    of->rstd_at[r] = take(&t->rstd, turns);
+  }
+}
+
+/* Begins a walk over `count` positions from `first` on. */
+INLINE void forward_walk(forward_state *t, order by, int64_t first, int64_t count) {
+  const nr_block *b = t->b;
+  const nr_segment *s = b->segment;
+  t->at = cursor_of(by, first - t->tile.first, count, s->heads);
+  t->x = walk_of(&s->x, b->batch, first, &t->at);
+  t->y = walk_of(&s->y, b->batch, first, &t->at);
+  t->mean = walk_of(&s->mean, b->batch, first, &t->at);
+  t->rstd = walk_of(&s->rstd, b->batch, first, &t->at);
+}
+
+/* Parameters and tables that belong to a head. */
+INLINE void forward_head(forward_state *t, nr_dtype dtype, int64_t head) {
+  const nr_segment *s = t->b->segment;
   if (tables_per_head(s))
-    load_tables(s, b->batch, t->first, rows, head, &t->tables);
+    load_tables(s, t->b->batch, t->tile.first, t->tile.count, head, dtype, t->tables);
   if (per_head(&s->weight))
-    load_parameter(&s->weight, head, s->dim, t->weight);
+    load_parameter(&s->weight, head, s->dim, t->weight, dtype);
   if (per_head(&s->bias))
-    load_parameter(&s->bias, head, s->dim, t->bias);
-  switch (t->tables.turn) { /* each a body of its own to the compiler */
-  case TURN_NONE: forward_store(b, dtype, t, rows, TURN_NONE, head); break;
-  case TURN_ADJACENT: forward_store(b, dtype, t, rows, TURN_ADJACENT, head); break;
-  case TURN_CHUNKS: forward_store(b, dtype, t, rows, TURN_CHUNKS, head); break;
-  case TURN_PLAIN: forward_store(b, dtype, t, rows, TURN_PLAIN, head); break;
-  }
+    load_parameter(&s->bias, head, s->dim, t->bias, dtype);
 }
 
-INLINE void forward_rows(const nr_block *b, nr_dtype dtype, forward_tile *t, int64_t rows) {
-  const nr_segment *s = b->segment;
-  int64_t heads = nr_group_heads(s);
+INLINE void forward_begin(forward_state *t, nr_dtype dtype) {
+  const nr_segment *s = t->b->segment;
+  t->ahead = prefetch_of(t->b, &s->x, &t->tile);
   if (s->rope_width && !tables_per_head(s))
-    load_tables(s, b->batch, t->first, rows, 0, &t->tables);
-  for (int64_t first = 0; first < s->heads; first += heads) {
-    if (s->norm)
-      forward_statistics(b, dtype, t, rows, first, heads);
-    for (int64_t r = 0; r < rows; r++) {
-      if (s->mean.data)
-        *(float *)nr_row(&s->mean, b->batch, t->first + r, first / heads) = nr_f32_quiet(t->mean[r]);
-      if (s->rstd.data)
-        *(float *)nr_row(&s->rstd, b->batch, t->first + r, first / heads) = nr_f32_quiet(t->rstd[r]);
+    load_tables(s, t->b->batch, t->tile.first, t->tile.count, 0, dtype, t->tables);
+}
+
+/* Groups on their way through the stages. */
+typedef struct pipeline {
+  forward_group group[STAGES];
+  int64_t read, squared, made; /* groups that are through each of them */
+} pipeline;
+
+/* Takes groups on, so far that no stage waits for the one before; all the way at the end. */
+INLINE void forward_flow(const forward_state *t, pipeline *p, nr_dtype dtype, bool end) {
+  const nr_segment *s = t->b->segment;
+  for (; p->squared < p->read - !end; p->squared++) {
+    forward_group *group = &p->group[p->squared % STAGES];
+    if (!s->norm)
+      continue;
+    squares_functions[dtype](t, group);
+    forward_rstd(t, group, s->dim);
+    forward_keep(group);
+  }
+  for (; p->made < p->read - (end ? 0 : STAGES - 1); p->made++)
+    forward_store(t, &p->group[p->made % STAGES], dtype);
+}
+
+/* Statistics over each head. */
+INLINE void forward_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {
+  const nr_segment *s = t->b->segment;
+  const bool differ = tables_per_head(s) || per_head(&s->weight) || per_head(&s->bias);
+  const bool staged = t->b->stream && s->dim * size_of(dtype) % LINE; /* rows that follow each other make lines */
+  const order by = differ ? BY_HEAD : staged ? order_of(&s->y) : BY_POSITION;
+  scratch strided[STAGES][ROWS];
+  pipeline p = {.read = 0};
+  for (int i = 0; i < STAGES; i++)
+    p.group[i].strided = strided[i];
+  for (int64_t number = 0; next_tile(t->b, &t->tile); number++) {
+    const int64_t count = t->tile.count;
+    t->tables = &tables_of[number % STAGES]; /* groups of earlier tiles are still on their way */
+    forward_begin(t, dtype);
+    forward_walk(t, by, t->tile.first, count);
+    for (int64_t left = count * s->heads, rows; left; left -= rows) {
+      forward_group *group = &p.group[p.read++ % STAGES];
+      rows = group->rows = left < ROWS || (differ && count < ROWS) ? 1 : ROWS;
+      if (differ && t->at.inner == 0)
+        forward_head(t, dtype, t->at.outer);
+      forward_read(t, group, dtype);
+      forward_clear(group);
+      sum_functions[dtype](t, group);
+      forward_mean(group, s->dim);
+      forward_flow(t, &p, dtype, differ);
     }
-    for (int64_t head = first; head < first + heads; head++) {
-      if (heads > 1 || s->norm == NR_NORM_NONE)
-        forward_load(b, dtype, t, rows, head);
-      if (heads > 1 && nr_norm_centres(s->norm))
-        forward_centre(s, t, rows);
-      forward_head(b, dtype, t, rows, head);
+  }
+  forward_flow(t, &p, dtype, true);
+}
+
+/* Statistics over all heads, of the group's positions from `first` on. */
+INLINE void forward_positions(forward_state *t, nr_dtype dtype, forward_group *group, int64_t first) {
+  const nr_segment *s = t->b->segment;
+  const int64_t channels = s->heads * s->dim;
+  forward_clear(group);
+  for (int stage = 0; stage < STAGES; stage++) {
+    forward_walk(t, BY_HEAD, first, group->rows);
+    for (int64_t n = 0; n < s->heads; n++) {
+      if (stage == STAGES - 1)
+        forward_head(t, dtype, n);
+      forward_read(t, group, dtype);
+      if (stage == STAGES - 1)
+        forward_store(t, group, dtype);
+      else
+        (stage == 0 ? sum_functions : squares_functions)[dtype](t, group);
     }
+    t->ahead.rows.at = NULL; /* that has come */
+    if (stage == 0)
+      forward_mean(group, channels);
+    if (stage == 1)
+      forward_rstd(t, group, channels);
+  }
+  forward_walk(t, BY_HEAD, first, group->rows);
+  forward_read(t, group, dtype);
+  forward_keep(group);
+}
+
+INLINE void forward_all_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {
+  scratch strided[ROWS];
+  forward_group group = {.strided = strided};
+  t->tables = tables_of;
+  while (next_tile(t->b, &t->tile)) {
+    forward_begin(t, dtype);
+    group.rows = t->tile.count < ROWS ? 1 : ROWS;
+    for (int64_t first = 0; first < t->tile.count; first += group.rows)
+      forward_positions(t, dtype, &group, t->tile.first + first);
   }
 }
 
@@ -184,23 +445,20 @@ INLINE void forward_block(const nr_block *b, nr_dtype dtype) {
     copy_block(b, &s->x, &s->y, dtype);
     return;
   }
-  forward_tile t;
-  _Alignas(64) float pool[(3 * NR_TILE + 2) * (NR_MAX_DIM + HALF_CHUNK)];
-  t.pitch = t.tables.pitch = pitch_of(s);
-  t.x = pool;
-  t.tables.cos = t.x + NR_TILE * t.pitch;
-  t.tables.sin = t.tables.cos + NR_TILE * t.pitch;
-  t.weight = t.tables.sin + NR_TILE * t.pitch;
+  _Alignas(LINE) float pool[(2 * NR_TILE * STAGES + 2) * (NR_MAX_DIM + HALF_CHUNK)];
+  forward_state t = {.b = b, .tile = first_tile(b), .pitch = pitch_of(s), .weight = pool};
+  tables tables_of[STAGES];
   t.bias = t.weight + t.pitch;
-  t.tables.turn = TURN_NONE;
+  for (int i = 0; i < STAGES; i++)
+    tables_of[i] = tables_at(t.bias + t.pitch + i * 2 * NR_TILE * t.pitch, t.pitch);
   if (s->weight.data && !per_head(&s->weight))
-    load_parameter(&s->weight, 0, s->dim, t.weight);
+    load_parameter(&s->weight, 0, s->dim, t.weight, dtype);
   if (s->bias.data && !per_head(&s->bias))
-    load_parameter(&s->bias, 0, s->dim, t.bias);
-  int64_t end = b->first + b->count;
-  for (int64_t rows = NR_TILE; rows; rows = rows == NR_TILE ? 1 : 0) /* whole tiles, then single rows */
-    for (t.first = rows == NR_TILE ? b->first : t.first; t.first + rows <= end; t.first += rows)
-      forward_rows(b, dtype, &t, rows);
+    load_parameter(&s->bias, 0, s->dim, t.bias, dtype);
+  if (nr_group_heads(s) > 1)
+    forward_all_heads(&t, dtype, tables_of);
+  else
+    forward_heads(&t, dtype, tables_of);
   if (b->stream)
     v32_fence();
 }

@@ -10,10 +10,14 @@
 typedef struct nr_block {
   const nr_segment *segment;
   int64_t batch, first, count; /* positions [first, first + count) of one batch, all heads */
-  double *weight_sum;          /* += the block's part of grad_weight, [N or 1, padded D] in paired order (rows.inl);
+  int64_t next;                /* first position of at least NR_TILE that this thread works on next, or -1: a hint */
+  double *weight_sum;          /* += the block's part of grad_weight, [N or 1, padded D], channels as nr_place has them;
                                   NULL: not wanted */
   double *bias_sum;            /* likewise of grad_bias */
-  bool stream;                 /* the output is to pass by the caches; its rows are whole 64-byte lines then */
+  float *weight_part, *bias_part;         /* as large as the sums and all zero: to add up a part of them in,
+                                             and to be left all zero */
+  int64_t weight_channels, bias_channels; /* of the sums */
+  bool stream; /* the output is to pass by the caches; rows of whole 64-byte lines begin on lines then */
 } nr_block;
 
 /* One row of grad_cos and grad_sin: what the rows of one segment add to it. */

@@ -1,13 +1,19 @@
 /*
- * What the bodies share: rows in and out of strided views, tables, and the rotation. Included once per instruction set,
- * after its vocabulary.
+ * What the bodies share: the walk over a block's rows, rows in and out of strided views, tables, and the rotation.
+ * Included once per instruction set, after its vocabulary.
  *
- * Rows of scratch are floats in one of two orders. Paired, as the vocabulary wants them: each chunk of 32 channels as
- * its 16 even ones and then its 16 odd ones, with zeros behind the last channel. Plain: as in memory.
+ * A block is walked in tiles of NR_TILE positions, and a tile in groups of ROWS rows, either head by head within a
+ * position or position by position within a head. While a group is worked on, the same number of rows of the next tile
+ * is brought to the second-level cache, in the order in which memory has them: the rows of a tile lie in as many places
+ * as there are heads, which no hardware follows, and runs of four rows are what the memory serves best.
+ *
+ * Rows of scratch are floats in one of two orders: as v32s of the rows' dtype lie (simd_scalar.h), with zeros behind
+ * the last channel, or plain, as in memory.
  */
 
 /* Where a v16 fits into registers: functions that become part of their callers, with dtypes as constants; the rows of a
-   tile side by side, so that what belongs to a row stays in registers. Elsewhere that would only be long to compile. */
+   group side by side, so that what belongs to a row stays in registers. Elsewhere that would only be long to compile.
+ */
 #if V16_REGISTERS
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 4")
@@ -19,7 +25,7 @@
 /* A function of its own, so that the compiler works on one tight loop at a time. */
 #define APART static __attribute__((noinline))
 
-enum { CHUNK = 32, HALF_CHUNK = 16, AHEAD = 4096 };
+enum { CHUNK = NR_CHUNK, HALF_CHUNK = CHUNK / 2, ROWS = 4, LINE = 64 };
 
 typedef struct scratch {
   _Alignas(64) float channel[NR_MAX_DIM];
@@ -31,15 +37,17 @@ INLINE int64_t pitch_of(const nr_segment *s) { return nr_padded(s->dim) + HALF_C
 
 INLINE int64_t in_chunk(int64_t channels, int64_t d) { return channels - d < CHUNK ? channels - d : CHUNK; }
 
-INLINE size_t size_of(nr_dtype dtype) { return dtype == NR_F32 ? 4 : 2; }
+INLINE int64_t size_of(nr_dtype dtype) { return dtype == NR_F32 ? 4 : 2; }
+
+/* Chunks. */
 
 INLINE v32 load(const char *row, nr_dtype dtype, int64_t d, int64_t n) {
-  const char *from = row + (size_t)d * size_of(dtype);
+  const char *from = row + d * size_of(dtype);
   return n == CHUNK ? v32_load(from, dtype) : v32_load_first(from, dtype, n);
 }
 
 INLINE void store(char *row, nr_dtype dtype, int64_t d, int64_t n, v32 value, bool stream) {
-  char *to = row + (size_t)d * size_of(dtype);
+  char *to = row + d * size_of(dtype);
   if (n < CHUNK)
     v32_store_first(to, dtype, value, n);
   else if (stream)
@@ -48,18 +56,43 @@ INLINE void store(char *row, nr_dtype dtype, int64_t d, int64_t n, v32 value, bo
     v32_store(to, dtype, value);
 }
 
-INLINE v32 get(const float *paired, int64_t d) { return (v32){v16_get(paired + d), v16_get(paired + d + HALF_CHUNK)}; }
-
-INLINE void put(float *paired, int64_t d, v32 value) {
-  v16_put(paired + d, value.even);
-  v16_put(paired + d + HALF_CHUNK, value.odd);
+/* A chunk of one dtype as one of another lies. */
+INLINE v32 arranged(v32 value, nr_dtype from, nr_dtype to) {
+  if (nr_in_pairs(from) == nr_in_pairs(to))
+    return value;
+  return nr_in_pairs(to) ? v32_apart(value) : v32_together(value);
 }
 
-INLINE v32 each_mul(v32 a, v32 b) { return (v32){v16_mul(a.even, b.even), v16_mul(a.odd, b.odd)}; }
-INLINE v32 each_fma(v32 a, v32 b, v32 c) {
-  return (v32){v16_fma(a.even, b.even, c.even), v16_fma(a.odd, b.odd, c.odd)};
+INLINE v32 get(const float *row, int64_t d) { return (v32){v16_get(row + d), v16_get(row + d + HALF_CHUNK)}; }
+
+INLINE void put(float *row, int64_t d, v32 value) {
+  v16_put(row + d, value.a);
+  v16_put(row + d + HALF_CHUNK, value.b);
 }
-INLINE v32 swapped(v32 a) { return (v32){a.odd, a.even}; }
+
+INLINE v32 both(v16 value) { return (v32){value, value}; }
+INLINE v32 each_add(v32 a, v32 b) { return (v32){v16_add(a.a, b.a), v16_add(a.b, b.b)}; }
+INLINE v32 each_sub(v32 a, v32 b) { return (v32){v16_sub(a.a, b.a), v16_sub(a.b, b.b)}; }
+INLINE v32 each_mul(v32 a, v32 b) { return (v32){v16_mul(a.a, b.a), v16_mul(a.b, b.b)}; }
+INLINE v32 each_fma(v32 a, v32 b, v32 c) { return (v32){v16_fma(a.a, b.a, c.a), v16_fma(a.b, b.b, c.b)}; }
+INLINE v32 each_fnma(v32 a, v32 b, v32 c) { return (v32){v16_fnma(a.a, b.a, c.a), v16_fnma(a.b, b.b, c.b)}; }
+
+/* Each channel where its neighbour was. */
+INLINE v32 swapped(v32 value, nr_dtype dtype) {
+  return nr_in_pairs(dtype) ? (v32){value.b, value.a} : (v32){v16_swap(value.a), v16_swap(value.b)};
+}
+
+/* The first n channels of a chunk; the others become 0. */
+INLINE v32 first_channels(v32 value, nr_dtype dtype, int64_t n) {
+  if (n == CHUNK)
+    return value;
+  if (nr_in_pairs(dtype))
+    return (v32){v16_first(value.a, n / 2), v16_first(value.b, n / 2)};
+  int64_t in_a = n < HALF_CHUNK ? n : HALF_CHUNK;
+  return (v32){v16_first(value.a, in_a), v16_first(value.b, n - in_a)};
+}
+
+/* Rows. */
 
 /* The elements of a row side by side: the row itself, or its copy in `buffer` where the channels are strided. */
 INLINE const char *gathered(const nr_view *v, const char *row, nr_dtype dtype, int64_t channels, scratch *buffer) {
@@ -74,57 +107,179 @@ INLINE const char *gathered(const nr_view *v, const char *row, nr_dtype dtype, i
   return (const char *)buffer->channel;
 }
 
-/* The way back: copies the elements in `buffer` to the row, unless they are there already. */
-INLINE void scatter(const nr_view *v, char *row, nr_dtype dtype, int64_t channels, const char *buffer) {
+/* The way back: copies elements side by side to a row, unless they are there already. */
+INLINE void scatter(const nr_view *v, char *row, nr_dtype dtype, int64_t channels, const char *from) {
   int64_t stride = v->stride[3];
-  for (int64_t d = 0; d < channels && buffer != row; d++)
+  for (int64_t d = 0; d < channels && from != row; d++)
     if (dtype == NR_F32)
-      ((float *)row)[d * stride] = ((const float *)buffer)[d];
+      ((float *)row)[d * stride] = ((const float *)from)[d];
     else
-      ((uint16_t *)row)[d * stride] = ((const uint16_t *)buffer)[d];
+      ((uint16_t *)row)[d * stride] = ((const uint16_t *)from)[d];
 }
 
-/* A row of elements as paired floats, or as plain ones. */
-INLINE void load_row(const nr_view *v, const char *row, nr_dtype dtype, int64_t channels, float *to, bool paired) {
+/* A row of elements as floats that lie as chunks of dtype `as`; plain where that is float32. */
+INLINE void load_row(const nr_view *v, const char *row, nr_dtype dtype, int64_t channels, float *to, nr_dtype as) {
   scratch strided;
   const char *from = gathered(v, row, dtype, channels, &strided);
-  for (int64_t d = 0; d < channels; d += CHUNK) {
-    int64_t n = in_chunk(channels, d);
-    v32 value = load(from, dtype, d, n);
-    if (paired)
-      put(to, d, value);
-    else
-      store((char *)to, NR_F32, d, n, value, false);
-  }
+  for (int64_t d = 0; d < channels; d += CHUNK)
+    put(to, d, arranged(load(from, dtype, d, in_chunk(channels, d)), dtype, as));
 }
 
 /* The same for a parameter or table, whose dtype is its own. */
-static void load_any(const nr_view *v, const char *row, int64_t channels, float *to, bool paired) {
+static void load_any(const nr_view *v, const char *row, int64_t channels, float *to, nr_dtype as) {
   switch (v->dtype) {
-  case NR_F32: load_row(v, row, NR_F32, channels, to, paired); break;
-  case NR_F16: load_row(v, row, NR_F16, channels, to, paired); break;
-  default: load_row(v, row, NR_BF16, channels, to, paired); break;
+  case NR_F32: load_row(v, row, NR_F32, channels, to, as); break;
+  case NR_F16: load_row(v, row, NR_F16, channels, to, as); break;
+  default: load_row(v, row, NR_BF16, channels, to, as); break;
   }
 }
 
-/* A head's row of a parameter, paired. */
-INLINE void load_parameter(const nr_view *v, int64_t head, int64_t dim, float *to) {
-  load_any(v, nr_row(v, 0, 0, head), dim, to, true);
+/* A head's row of a parameter. */
+INLINE void load_parameter(const nr_view *v, int64_t head, int64_t dim, float *to, nr_dtype as) {
+  load_any(v, nr_row(v, 0, 0, head), dim, to, as);
 }
 
 /* A parameter that each head has its own row of. */
 INLINE bool per_head(const nr_view *v) { return v->data && v->stride[2]; }
 
+/* The walk. */
+
+/* In which order the rows of some positions are visited. */
+typedef enum order { BY_POSITION, BY_HEAD /* all positions of a head, then the next head */ } order;
+
+/* The order in which memory has the rows of a view. */
+INLINE order order_of(const nr_view *v) {
+  int64_t position = v->stride[1], head = v->stride[2];
+  return (position < 0 ? -position : position) < (head < 0 ? -head : head) ? BY_HEAD : BY_POSITION;
+}
+
+typedef struct tile {
+  int64_t first, count; /* positions, of the batch */
+  int64_t ahead;        /* first position of the next whole tile that this thread works on, or -1 */
+} tile;
+
+INLINE tile first_tile(const nr_block *b) { return (tile){b->first, 0, -1}; }
+
+/* Steps to the next tile; false behind the last. */
+INLINE bool next_tile(const nr_block *b, tile *t) {
+  int64_t end = b->first + b->count;
+  t->first += t->count;
+  t->count = end - t->first < NR_TILE ? end - t->first : NR_TILE;
+  int64_t next = t->first + t->count;
+  t->ahead = next + NR_TILE <= end ? next : next >= end ? b->next : -1;
+  return t->count > 0;
+}
+
+/* Where a walk over rows stands: `run` rows are side by side in its order before it turns to the next head or position.
+ */
+typedef struct cursor {
+  order by;
+  int64_t first; /* position, of the tile */
+  int64_t run, inner, outer;
+} cursor;
+
+INLINE cursor cursor_of(order by, int64_t first, int64_t positions, int64_t heads) {
+  return (cursor){.by = by, .first = first, .run = by == BY_HEAD ? positions : heads};
+}
+INLINE int64_t position_of(const cursor *c) { return c->first + (c->by == BY_HEAD ? c->inner : c->outer); }
+
+/* Steps to the next row; true where that turns. */
+INLINE bool step(cursor *c) {
+  bool turns = ++c->inner == c->run;
+  if (turns)
+    c->inner = 0, c->outer++;
+  return turns;
+}
+
+/* The addresses of a view's rows on such a walk; of an absent view NULL. */
+typedef struct walk {
+  char *at;
+  int64_t bytes[2]; /* to the next row in the run, to the first one of the next run */
+} walk;
+
+INLINE walk walk_of(const nr_view *v, int64_t batch, int64_t first, const cursor *c) {
+  if (!v->data)
+    return (walk){NULL, {0, 0}};
+  int64_t size = size_of(v->dtype), inner = v->stride[c->by == BY_HEAD ? 1 : 2] * size,
+          outer = v->stride[c->by == BY_HEAD ? 2 : 1] * size;
+  return (walk){nr_row(v, batch, first, 0), {inner, outer - (c->run - 1) * inner}};
+}
+
+INLINE char *take(walk *w, bool turns) {
+  char *at = w->at;
+  w->at += w->bytes[turns];
+  return at;
+}
+
+/* Rows to bring to the cache: those of the next tile, in memory's order. */
+typedef struct prefetch {
+  cursor cursor;
+  walk rows;
+} prefetch;
+
+INLINE prefetch prefetch_of(const nr_block *b, const nr_view *v, const tile *t) {
+  prefetch p = {.cursor = cursor_of(order_of(v), 0, NR_TILE, b->segment->heads), .rows = {NULL, {0, 0}}};
+  if (t->ahead >= 0 && v->stride[3] == 1)
+    p.rows = walk_of(v, b->batch, t->ahead, &p.cursor);
+  return p;
+}
+
+/* The next row to bring, or, where there is none, `row`, which is at hand already. */
+INLINE const char *next_ahead(prefetch *p, const char *row) {
+  return p->rows.at ? take(&p->rows, step(&p->cursor)) : row;
+}
+
+INLINE void bring(const char *row, nr_dtype dtype, int64_t d) {
+  row += d * size_of(dtype);
+  v32_prefetch(row);
+  if (dtype == NR_F32)
+    v32_prefetch(row + LINE);
+}
+
+/* Where a group's rows go. Rows that are whole lines pass by the caches as they are; others that follow each other and
+   are whole lines together do so by way of `staged`. */
+typedef struct destination {
+  char *row[ROWS];
+  bool stream;
+  char *staged; /* where the rows are made, or NULL */
+} destination;
+
+INLINE bool whole_lines(const char *const *row, int64_t rows, int64_t size) {
+  bool whole = (uintptr_t)row[0] % LINE == 0 && rows * size % LINE == 0;
+  for (int64_t r = 1; r < rows; r++)
+    whole = whole && row[r] == row[r - 1] + size;
+  return whole;
+}
+
+INLINE void settle(destination *to, const nr_block *b, nr_dtype dtype, int64_t rows, char *stage) {
+  int64_t size = b->segment->dim * size_of(dtype);
+  to->staged = NULL;
+  to->stream = b->stream;
+  if (b->stream && size % LINE) {
+    to->stream = false;
+    if (whole_lines((const char *const *)to->row, rows, size))
+      to->staged = stage;
+  }
+}
+
+/* The rows made in the stage go where they belong. */
+INLINE void unstage(const destination *to, int64_t bytes) {
+  for (int64_t byte = 0; byte < bytes; byte += LINE)
+    v32_stream_bytes(to->row[0] + byte, to->staged + byte);
+}
+
+/* Tables. */
+
 /* How the rows of a tile turn. */
 typedef enum turn {
   TURN_NONE,     /* not at all: no rope, or all of them outside the window */
-  TURN_ADJACENT, /* even channels with odd ones: lanes with lanes */
+  TURN_ADJACENT, /* channels with their neighbours: lanes with lanes */
   TURN_CHUNKS,   /* whole chunks with whole chunks */
   TURN_PLAIN     /* any other way, channel by channel in plain order */
 } turn;
 
-/* The tables' rows for the positions of a tile, paired but for TURN_PLAIN. The sine's sign is turned in the first half
-   of each pairing block, where the rotation subtracts. */
+/* The tables' rows for the positions of a tile, which lie as the rows do, plain for TURN_PLAIN. The sine's sign is
+   turned in the first half of each pairing block, where the rotation subtracts. */
 typedef struct tables {
   turn turn;
   int64_t turned; /* channels that rotate */
@@ -133,12 +288,26 @@ typedef struct tables {
   int64_t pitch;
 } tables;
 
-INLINE v32 negated(v32 a, bool even, bool odd) {
-  v16 zero = v16_set(-0.0f);
-  return (v32){even ? v16_sub(zero, a.even) : a.even, odd ? v16_sub(zero, a.odd) : a.odd};
+/* Cosine and sine of a row, in a chunk. */
+typedef struct angles {
+  v32 cos, sin;
+} angles;
+
+/* Tables that are to be loaded into 2 * NR_TILE rows of scratch. */
+INLINE tables tables_at(float *rows, int64_t pitch) {
+  return (tables){.turn = TURN_NONE, .cos = rows, .sin = rows + NR_TILE * pitch, .pitch = pitch};
 }
 
-static void load_tables(const nr_segment *s, int64_t b, int64_t first, int64_t rows, int64_t head, tables *of) {
+/* What turns the sine's sign in the first channels of the pairs of a chunk: of neighbours, or in all of them. */
+INLINE v32 signs(nr_dtype dtype, bool adjacent) {
+  static const _Alignas(LINE) float alternating[HALF_CHUNK] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+  if (!adjacent)
+    return both(v16_set(-1));
+  return nr_in_pairs(dtype) ? (v32){v16_set(-1), v16_set(1)} : both(v16_get(alternating));
+}
+
+static void load_tables(const nr_segment *s, int64_t b, int64_t first, int64_t rows, int64_t head, nr_dtype dtype,
+                        tables *of) {
   int64_t half = s->rope_width / 2, present = 0;
   for (int64_t r = 0; r < rows; r++)
     present += of->present[r] = nr_table_row(s, first + r) >= 0;
@@ -149,21 +318,20 @@ static void load_tables(const nr_segment *s, int64_t b, int64_t first, int64_t r
              : half == 1                                     ? TURN_ADJACENT
              : half % CHUNK == 0 && s->rope_dim % CHUNK == 0 ? TURN_CHUNKS
                                                              : TURN_PLAIN;
-  bool paired = of->turn != TURN_PLAIN;
+  nr_dtype as = of->turn == TURN_PLAIN ? NR_F32 : dtype;
   for (int64_t r = 0; r < rows && present; r++) {
     if (!of->present[r])
       continue;
     int64_t t = nr_table_row(s, first + r);
-    float *sine = of->sin + r * of->pitch;
-    load_any(&s->cos, nr_row(&s->cos, b, t, head), s->rope_dim, (of->cos + r * of->pitch), paired);
-    load_any(&s->sin, nr_row(&s->sin, b, t, head), s->rope_dim, sine, paired);
-    for (int64_t d = 0; d < s->rope_dim && paired; d += CHUNK) {
-      bool first_half = half == 1 || d % s->rope_width < half;
-      put(sine, d, negated(get(sine, d), first_half, first_half && half > 1));
-    }
-    for (int64_t block = 0; block < s->rope_dim && !paired; block += s->rope_width)
+    float *sin = of->sin + r * of->pitch;
+    load_any(&s->cos, nr_row(&s->cos, b, t, head), s->rope_dim, of->cos + r * of->pitch, as);
+    load_any(&s->sin, nr_row(&s->sin, b, t, head), s->rope_dim, sin, as);
+    for (int64_t d = 0; d < s->rope_dim && of->turn != TURN_PLAIN; d += CHUNK)
+      if (half == 1 || d % s->rope_width < half)
+        put(sin, d, each_mul(get(sin, d), signs(dtype, half == 1)));
+    for (int64_t block = 0; block < s->rope_dim && of->turn == TURN_PLAIN; block += s->rope_width)
       for (int64_t i = block; i < block + half; i++)
-        sine[i] = -sine[i];
+        sin[i] = -sin[i];
   }
 }
 
@@ -177,10 +345,10 @@ INLINE int64_t partner_chunk(const nr_segment *s, int64_t d) {
 }
 
 /* TURN_PLAIN for one row, in plain order: out[i] = y[i] * cos[i] + y[partner] * sin[i], transposed with the partner's
-   sine; channels that do not turn pass. */
-static void turn_plain(const nr_segment *s, const tables *of, int64_t r, bool transposed, const float *y, float *out) {
-  const float *cos = of->cos + r * of->pitch, *sin = of->sin + r * of->pitch;
-  int64_t half = s->rope_width / 2, turned = of->present[r] ? of->turned : 0;
+   sine; channels that do not turn pass. `at`: the row's place in the tables. */
+static void turn_plain(const nr_segment *s, const tables *of, int64_t at, bool transposed, const float *y, float *out) {
+  const float *cos = of->cos + at * of->pitch, *sin = of->sin + at * of->pitch;
+  int64_t half = s->rope_width / 2, turned = of->present[at] ? of->turned : 0;
   for (int64_t block = 0; block < turned; block += 2 * half)
     for (int64_t a = block; a < block + half; a++) {
       int64_t b = a + half;
@@ -192,60 +360,47 @@ static void turn_plain(const nr_segment *s, const tables *of, int64_t r, bool tr
     out[d] = y[d];
 }
 
-/* How far, in bytes, the rows that are worked on some 4 KiB after those of a head are from them, in this tile or the
-   next one: where prefetches go, since reading jumps from head to head, which no hardware follows. 0 where there are
-   none. */
-INLINE int64_t distance_ahead(const nr_block *b, const nr_view *v, nr_dtype dtype, int64_t first, int64_t head) {
-  const nr_segment *s = b->segment;
-  int64_t size = (int64_t)size_of(dtype), heads = 0, positions = 0;
-  for (int64_t bytes = 0; bytes < AHEAD && positions <= NR_TILE; bytes += NR_TILE * s->dim * size)
-    if (head + ++heads == s->heads) {
-      heads -= s->heads;
-      positions += NR_TILE;
-    }
-  if (first + positions + NR_TILE > b->first + b->count || v->stride[3] != 1)
-    return 0;
-  return (heads * v->stride[2] + positions * v->stride[1]) * size;
-}
+/* Copies. */
 
-/* Brings a chunk of a row to the caches. */
-INLINE void prefetch(const char *row, nr_dtype dtype, int64_t d) {
-  row += (size_t)d * size_of(dtype);
-  __builtin_prefetch(row);
-  if (dtype == NR_F32)
-    __builtin_prefetch(row + 64);
-}
-
-/* Bytes from row to row, which in place may be one and the same. */
-INLINE void copy_row(char *to, const char *from, size_t bytes, bool stream) {
-  if (stream)
-    for (size_t byte = 0; byte < bytes; byte += 64)
-      v32_stream_bytes(to + byte, from + byte);
-  else
-    memmove(to, from, bytes);
-}
-
-/* A block of a segment without norm and rope: bits are copied. */
+/* A block of a segment without norm and rope: bits are copied. In place, a row may be copied to itself. */
 INLINE void copy_block(const nr_block *b, const nr_view *from, const nr_view *to, nr_dtype dtype) {
   const nr_segment *s = b->segment;
-  for (int64_t first = b->first; first < b->first + b->count; first += NR_TILE)
-    for (int64_t n = 0; n < s->heads; n++) {
-      int64_t ahead = distance_ahead(b, from, dtype, first, n);
-      for (int64_t p = first; p < first + NR_TILE && p < b->first + b->count; p++) {
-        char *out = nr_row(to, b->batch, p, n);
-        const char *in = nr_row(from, b->batch, p, n);
-        for (int64_t d = 0; d < s->dim; d += CHUNK)
-          prefetch(in + ahead, dtype, d);
-        if (from->stride[3] == 1 && to->stride[3] == 1) {
-          copy_row(out, in, (size_t)s->dim * size_of(dtype), b->stream);
-          continue;
-        }
-        scratch buffer, strided;
-        char *side = (char *)buffer.channel;
-        memcpy(side, gathered(from, in, dtype, s->dim, &strided), (size_t)s->dim * size_of(dtype));
-        scatter(to, out, dtype, s->dim, side);
+  const int64_t size = s->dim * size_of(dtype);
+  scratch buffer, strided;
+  _Alignas(LINE) char stage[ROWS * NR_MAX_DIM * sizeof(float)];
+  tile t = first_tile(b);
+  while (next_tile(b, &t)) {
+    cursor at = cursor_of(order_of(to), 0, t.count, s->heads);
+    walk in_walk = walk_of(from, b->batch, t.first, &at), out_walk = walk_of(to, b->batch, t.first, &at);
+    prefetch ahead = prefetch_of(b, from, &t);
+    for (int64_t left = t.count * s->heads, rows; left; left -= rows) {
+      rows = left < ROWS ? 1 : ROWS;
+      const char *in[ROWS], *coming[ROWS];
+      destination out = {.staged = NULL};
+      for (int64_t r = 0; r < rows; r++) {
+        bool turns = step(&at);
+        in[r] = take(&in_walk, turns);
+        out.row[r] = take(&out_walk, turns);
+        coming[r] = next_ahead(&ahead, in[r]);
       }
+      settle(&out, b, dtype, rows, stage);
+      for (int64_t r = 0; r < rows; r++) {
+        for (int64_t d = 0; d < s->dim; d += CHUNK)
+          bring(coming[r], dtype, d);
+        if (from->stride[3] != 1 || to->stride[3] != 1) {
+          memcpy(buffer.channel, gathered(from, in[r], dtype, s->dim, &strided), (size_t)size);
+          scatter(to, out.row[r], dtype, s->dim, (char *)buffer.channel);
+        } else if (out.stream) {
+          for (int64_t byte = 0; byte < size; byte += LINE)
+            v32_stream_bytes(out.row[r] + byte, in[r] + byte);
+        } else {
+          memmove(out.staged ? out.staged + r * size : out.row[r], in[r], (size_t)size);
+        }
+      }
+      if (out.staged)
+        unstage(&out, rows * size);
     }
+  }
   if (b->stream)
     v32_fence();
 }

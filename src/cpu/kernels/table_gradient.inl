@@ -12,12 +12,12 @@ INLINE void table_gradient(const nr_table_block *b, nr_dtype dtype) {
       int64_t group = n / nr_group_heads(s);
       float mean = nr_norm_centres(s->norm) ? *(const float *)nr_row(&s->mean, batch, p, group) : 0;
       float rstd = s->norm ? *(const float *)nr_row(&s->rstd, batch, p, group) : 1;
-      load_row(&s->x, nr_row(&s->x, batch, p, n), dtype, s->dim, y.channel, false);
-      load_row(&s->grad_y, nr_row(&s->grad_y, batch, p, n), dtype, s->dim, grad.channel, false);
+      load_row(&s->x, nr_row(&s->x, batch, p, n), dtype, s->dim, y.channel, NR_F32);
+      load_row(&s->grad_y, nr_row(&s->grad_y, batch, p, n), dtype, s->dim, grad.channel, NR_F32);
       if (nr_norm_weighs(s->norm))
-        load_any(&s->weight, nr_row(&s->weight, 0, 0, n), s->dim, weight.channel, false);
+        load_any(&s->weight, nr_row(&s->weight, 0, 0, n), s->dim, weight.channel, NR_F32);
       if (s->norm == NR_NORM_LAYER_AFFINE)
-        load_any(&s->bias, nr_row(&s->bias, 0, 0, n), s->dim, bias.channel, false);
+        load_any(&s->bias, nr_row(&s->bias, 0, 0, n), s->dim, bias.channel, NR_F32);
       for (int64_t d = 0; d < s->dim; d++) {
         float xhat = (y.channel[d] - mean) * rstd;
         y.channel[d] = s->norm == NR_NORM_LAYER_AFFINE ? fmaf(xhat, weight.channel[d], bias.channel[d])
