@@ -9,9 +9,6 @@
 #include "cpu/dispatch.h"
 #include "plan/backend.h"
 
-/* Bytes of reading and writing that are worth waking one more thread. */
-static const double bytes_per_thread = 256 << 10;
-
 /* Bytes that a run reads and writes from which on outputs pass by the caches. */
 static const double stream_bytes = 32 << 20;
 
@@ -145,15 +142,20 @@ static double seconds(void) {
   return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+static int threads_of(const nr_plan *plan) {
+  double worth = plan->num_threads ? plan->num_threads : nr_plan_worth(plan);
+  if (worth < 2 || plan->num_blocks < 2)
+    return 1;
   int threads = plan->num_threads ? plan->num_threads : nr_default_threads();
-  double worth = plan->bytes / bytes_per_thread;
-  if (!plan->num_threads && threads > worth)
-    threads = worth < 1 ? 1 : (int)worth;
+  if (threads > worth)
+    threads = (int)worth;
   if (threads > MAX_THREADS)
     threads = MAX_THREADS;
-  if (threads > plan->num_blocks)
-    threads = plan->num_blocks ? (int)plan->num_blocks : 1;
+  return threads < plan->num_blocks ? threads : (int)plan->num_blocks;
+}
+
+static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+  int threads = threads_of(plan);
   double start = nr_verbose() >= NR_VERBOSE_PROFILE ? seconds() : 0;
   /* A team of its own even for one thread: in a parallel region of the program, the loops would be shared with it. */
 #pragma omp parallel num_threads(threads)

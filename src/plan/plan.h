@@ -45,7 +45,7 @@ struct nr_plan {
   nr_cut *cuts;
   int64_t num_blocks;
   size_t workspace_size;
-  double bytes; /* that a run reads and writes, for deciding how many threads it is worth */
+  double bytes; /* that a run reads and writes */
 };
 
 /* Bytes of one slot of the segment's cut; 0 where the segment sums nothing. */
@@ -53,6 +53,9 @@ size_t nr_slot_size(const nr_cut *cut);
 
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);
+
+/* How many threads it pays to wake for a run; of those that are awake already, it is worth one in any case. */
+double nr_plan_worth(const nr_plan *plan);
 
 /* D padded to whole chunks; and where in those the sum of channel d is: even channels of a chunk before odd ones. */
 static inline int64_t nr_padded(int64_t dim) { return (dim + NR_CHUNK - 1) / NR_CHUNK * NR_CHUNK; }
