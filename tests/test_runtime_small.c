@@ -115,6 +115,10 @@ static void together_they_wake_the_worker(void **state) {
   sleep_ms(5);
   assert_list(&l, 4, false);
   synchronize(NULL);
+  append_some(NULL, &l, entries, 7, 3, 0.25);
+  sleep_ms(5);
+  assert_int_equal(atomic_load(&l.length), 7);
+  synchronize(NULL);
   memset(&l, 0, sizeof l);
   append_some(NULL, &l, entries, 0, 64, 0); /* neither may very many wait that are worth nothing */
   assert_true(reaches(&l, 64));
@@ -244,6 +248,21 @@ static void *synchronize_in(void *context) {
   return NULL;
 }
 
+static void all_that_wait_are_woken(void **state) {
+  (void)state;
+  pthread_t threads[THREADS];
+  aclrtContext context;
+  OK(aclrtGetCurrentContext(&context));
+  gate g = {0};
+  push(NULL, gate_run, &g);
+  for (int i = 0; i < THREADS; i++)
+    assert_int_equal(pthread_create(&threads[i], NULL, synchronize_in, context), 0);
+  sleep_ms(5);
+  atomic_store(&g.open, 1);
+  for (int i = 0; i < THREADS; i++)
+    pthread_join(threads[i], NULL);
+}
+
 /* A small task that tells when it has begun. */
 typedef struct slow {
   gate gate;
@@ -298,6 +317,7 @@ int main(void) {
       TEST(failures_wait_for_a_synchronisation),
       TEST(many_that_nobody_waits_for),
       TEST(many_threads_wait),
+      TEST(all_that_wait_are_woken),
       TEST(others_go_on_behind_a_thread_that_waited),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
