@@ -248,19 +248,44 @@ static void *synchronize_in(void *context) {
   return NULL;
 }
 
+static void *synchronize_and_tell(void *object) {
+  crowd *c = object;
+  synchronize_in(c->context);
+  atomic_fetch_add(&c->list.length, 1);
+  return NULL;
+}
+
+/* Threads wait for the first of two tasks, another thread for both; false if the first did not wake theirs. */
+static bool each_is_woken(void) {
+  static crowd c;
+  atomic_store(&c.list.length, 0);
+  pthread_t early[THREADS], late;
+  OK(aclrtGetCurrentContext(&c.context));
+  gate first = {0}, second = {0};
+  push(NULL, gate_run, &first);
+  for (int i = 0; i < THREADS; i++)
+    assert_int_equal(pthread_create(&early[i], NULL, synchronize_and_tell, &c), 0);
+  sleep_ms(20);
+  push(NULL, gate_run, &second);
+  assert_int_equal(pthread_create(&late, NULL, synchronize_in, c.context), 0);
+  sleep_ms(20);
+  atomic_store(&first.open, 1);
+  for (int i = 0; i < 1000 && atomic_load(&c.list.length) < THREADS; i++)
+    sleep_ms(1);
+  bool woken = atomic_load(&c.list.length) == THREADS;
+  atomic_store(&second.open, 1);
+  for (int i = 0; i < THREADS; i++)
+    pthread_join(early[i], NULL);
+  pthread_join(late, NULL);
+  return woken;
+}
+
 static void all_that_wait_are_woken(void **state) {
   (void)state;
-  pthread_t threads[THREADS];
-  aclrtContext context;
-  OK(aclrtGetCurrentContext(&context));
-  gate g = {0};
-  push(NULL, gate_run, &g);
-  for (int i = 0; i < THREADS; i++)
-    assert_int_equal(pthread_create(&threads[i], NULL, synchronize_in, context), 0);
-  sleep_ms(5);
-  atomic_store(&g.open, 1);
-  for (int i = 0; i < THREADS; i++)
-    pthread_join(threads[i], NULL);
+  bool woken = false;
+  for (int i = 0; i < 5 && !woken; i++) /* a thread may have come too late to wait for the first task only */
+    woken = each_is_woken();
+  assert_true(woken);
 }
 
 /* A small task that tells when it has begun. */

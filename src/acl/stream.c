@@ -32,13 +32,14 @@ struct nr_stream {
   int32_t device;
   pthread_t worker;
   pthread_mutex_t lock;      /* guards all below */
-  pthread_cond_t work, done; /* signalled when the worker has reason to run, when `finished` grows */
+  pthread_cond_t work, done; /* signalled when the worker has reason to run, when threads that wait do */
   task *ring;                /* task i is ring[i & (capacity - 1)] for finished <= i < pushed */
   uint64_t capacity;         /* a power of two */
   uint64_t pushed, finished;
-  uint64_t wanted; /* while finished < wanted the worker is to run tasks, else whoever waits */
-  double worth;    /* at least that of the queued tasks from `wanted` on; below NR_AT_ONCE */
-  bool running;    /* some thread is at task `finished` */
+  uint64_t wanted;  /* while finished < wanted the worker is to run tasks, else whoever waits */
+  uint64_t awaited; /* the least `finished` that a thread sleeps for; of no meaning once it is reached */
+  double worth;     /* at least that of the queued tasks from `wanted` on; below NR_AT_ONCE */
+  bool running;     /* some thread is at task `finished` */
   bool closing;
   aclError error; /* the first since the last synchronisation */
   char text[NR_ACL_TEXT];
@@ -64,7 +65,8 @@ static void run_next(nr_stream *s) {
     memcpy(s->text, text, sizeof text);
   }
   s->finished++;
-  pthread_cond_broadcast(&s->done);
+  if (s->finished == s->awaited || s->finished >= s->wanted)
+    pthread_cond_broadcast(&s->done);
   if (s->finished < s->wanted)
     pthread_cond_signal(&s->work); /* it may have become wanted while another thread was running this task */
 }
@@ -87,10 +89,14 @@ static void *work(void *object) {
 static bool wait_for(nr_stream *s, uint64_t target, int32_t timeout_ms) {
   int64_t deadline = nr_deadline(timeout_ms);
   while (s->finished < target)
-    if (!s->running && s->finished >= s->wanted)
+    if (!s->running && s->finished >= s->wanted) {
       run_next(s);
-    else if (!nr_sleep(&s->done, &s->lock, deadline))
-      return false;
+    } else {
+      if (s->awaited <= s->finished || s->awaited > target)
+        s->awaited = target;
+      if (!nr_sleep(&s->done, &s->lock, deadline))
+        return false;
+    }
   return true;
 }
 
