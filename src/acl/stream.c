@@ -14,7 +14,7 @@
 enum { FIRST_CAPACITY = 64, MAX_FLAGS = 0x3F };
 
 /* Of any task, so that their number is bounded too. */
-static const double LEAST_WORTH = (double)NR_AT_ONCE / FIRST_CAPACITY;
+static const double least_worth = (double)NR_AT_ONCE / FIRST_CAPACITY;
 
 typedef struct task {
   int (*run)(void *);
@@ -216,7 +216,7 @@ aclError nr_stream_push(nr_stream *s, int (*run)(void *), void (*drop)(void *), 
   bool room = waiting < s->capacity || grow(s);
   if (room) {
     s->ring[s->pushed++ & (s->capacity - 1)] = (task){run, drop, argument};
-    s->worth = (waiting ? s->worth : 0) + (worth > LEAST_WORTH ? worth : LEAST_WORTH);
+    s->worth = (waiting ? s->worth : 0) + (worth > least_worth ? worth : least_worth);
   }
   bool wake = room && s->worth >= NR_AT_ONCE;
   if (wake) {

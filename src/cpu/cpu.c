@@ -171,6 +171,7 @@ static double seconds(void) {
   return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+/* The calling thread is one of them. */
 static int threads_of(const nr_plan *plan) {
   double worth = plan->num_threads ? plan->num_threads : nr_plan_worth(plan);
   if (worth < 2 || plan->num_blocks < 2)

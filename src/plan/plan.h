@@ -54,7 +54,7 @@ size_t nr_slot_size(const nr_cut *cut);
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);
 
-/* How many threads it pays to wake for a run; of those that are awake already, it is worth one in any case. */
+/* How many threads it pays to wake for a run; below 1, it is over sooner than a thread is awake. */
 double nr_plan_worth(const nr_plan *plan);
 
 /* D padded to whole chunks; and where in those the sum of channel d is: even channels of a chunk before odd ones. */
