@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -53,6 +54,25 @@ static void test_runs_once(void **state) {
     all_refuse(&call, executor);
     assert_int_equal(aclrtSynchronizeStream(NULL), ACL_SUCCESS);
     all_refuse(&call, executor);
+    call_check(&call);
+    call_free(&call);
+  }
+}
+
+/* A launch of this size wakes no thread: whoever waits for it runs it. */
+static void test_runs_when_waited_for(void **state) {
+  (void)state;
+  static double workspace[WORKSPACE];
+  for (int o = 0; o < 2; o++) {
+    acl_call call;
+    uint64_t size;
+    aclOpExecutor *executor = prepare(&call, operators[o], 1, &size);
+    assert_int_equal(call_launch(&call, workspace, size, executor, NULL), ACLNN_SUCCESS);
+    nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+    call_assert_untouched(&call);
+    aclrtStreamStatus status;
+    assert_int_equal(aclrtStreamQuery(NULL, &status), ACL_SUCCESS);
+    assert_int_equal(status, ACL_STREAM_STATUS_COMPLETE);
     call_check(&call);
     call_free(&call);
   }
@@ -340,10 +360,15 @@ static int teardown(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_runs_once),     cmocka_unit_test(test_never_run),
-      cmocka_unit_test(test_foreign),       cmocka_unit_test(test_destroyed_early),
-      cmocka_unit_test(test_new_addresses), cmocka_unit_test(test_new_addresses_strided),
-      cmocka_unit_test(test_bad_addresses), cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_runs_once),
+      cmocka_unit_test(test_runs_when_waited_for),
+      cmocka_unit_test(test_never_run),
+      cmocka_unit_test(test_foreign),
+      cmocka_unit_test(test_destroyed_early),
+      cmocka_unit_test(test_new_addresses),
+      cmocka_unit_test(test_new_addresses_strided),
+      cmocka_unit_test(test_bad_addresses),
+      cmocka_unit_test(test_threads),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -126,7 +126,7 @@ static void arguments_are_dropped_before_synchronisation_ends(void **state) {
   nr_stream *s;
   OK(nr_stream_resolve(NULL, &s));
   for (int i = 1; i <= 100; i++) {
-    OK(nr_stream_push(s, nothing, drop, &one));
+    OK(nr_stream_push(s, nothing, drop, &one, NR_AT_ONCE));
     OK(aclrtSynchronizeStream(NULL));
     assert_int_equal(dropped, i);
   }
@@ -451,7 +451,7 @@ static void latency(void **state) {
   for (int i = 0; i < N; i++) {
     struct timespec a, b;
     clock_gettime(CLOCK_MONOTONIC, &a);
-    OK(nr_stream_push(s, nothing, NULL, NULL));
+    OK(nr_stream_push(s, nothing, NULL, NULL, NR_AT_ONCE));
     OK(aclrtSynchronizeStream(NULL));
     clock_gettime(CLOCK_MONOTONIC, &b);
     us[i] = (double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) / 1e3;

@@ -166,7 +166,8 @@ ACL_FUNC_VISIBILITY aclError aclrtDestroyStream(aclrtStream stream);
    by the first failure's code and text. */
 ACL_FUNC_VISIBILITY aclError aclrtSynchronizeStream(aclrtStream stream);
 
-/* The same for at most `timeout` milliseconds: 0 only looks, -1 waits for ever. Errors: RT_STREAM_SYNC_TIMEOUT. */
+/* The same for at most `timeout` milliseconds: 0 does not wait for other threads, -1 waits for ever. Errors:
+   RT_STREAM_SYNC_TIMEOUT. */
 ACL_FUNC_VISIBILITY aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t timeout);
 
 ACL_FUNC_VISIBILITY aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status);

@@ -23,9 +23,11 @@ int nr_acl_fail(int code, const char *format, ...) {
 }
 
 void nr_acl_take_text(char *taken) {
-  memcpy(taken, text, sizeof text);
+  strcpy(taken, text);
   text[0] = 0;
 }
+
+void nr_acl_put_text(const char *taken) { strcpy(text, taken); }
 
 const char *aclGetRecentErrMsg(void) {
   if (text[0] == 0)

@@ -11,4 +11,7 @@ int nr_acl_fail(int code, const char *format, ...) __attribute__((format(printf,
 /* Moves the calling thread's text into `text` [NR_ACL_TEXT], "" if there is none. */
 void nr_acl_take_text(char *text);
 
+/* Sets the calling thread's text to one that was taken. */
+void nr_acl_put_text(const char *text);
+
 #endif

@@ -85,7 +85,7 @@ static aclError queue(transfer wanted, aclrtStream stream, const char *who) {
   transfer *t = nr_calloc(1, sizeof *t);
   if (t) {
     *t = wanted;
-    error = nr_stream_push(s, run, nr_free, t);
+    error = nr_stream_push(s, run, nr_free, t, NR_AT_ONCE);
     if (error != ACL_SUCCESS)
       nr_free(t);
   } else {

@@ -1,5 +1,7 @@
 #include "acl/event.h"
 
+#include <stdatomic.h>
+
 #include "acl/acl_error.h"
 #include "acl/acl_rt.h"
 #include "acl/context.h"
@@ -16,8 +18,8 @@ typedef struct record {
   atomic_int references;
   pthread_mutex_t lock;
   pthread_cond_t changed;
-  atomic_uint_fast64_t reached; /* 1 once the stream got there; changes under lock */
-  int64_t time;                 /* nr_now() then; written before `reached` */
+  atomic_bool reached; /* true once the stream got there; changes under lock */
+  int64_t time;        /* nr_now() then; written before `reached` */
 } record;
 
 typedef struct event {
@@ -50,25 +52,23 @@ static record *record_new(void) {
   return r;
 }
 
-static bool record_reached(const record *r) { return atomic_load_explicit(&r->reached, memory_order_acquire) != 0; }
+static bool record_reached(const record *r) { return atomic_load_explicit(&r->reached, memory_order_acquire); }
 
 static int record_reach(void *object) {
   record *r = object;
   pthread_mutex_lock(&r->lock);
   r->time = nr_now();
-  atomic_store_explicit(&r->reached, 1, memory_order_release);
+  atomic_store_explicit(&r->reached, true, memory_order_release);
   pthread_cond_broadcast(&r->changed);
   pthread_mutex_unlock(&r->lock);
   return ACL_SUCCESS;
 }
 
 static int record_wait(void *object) {
-  static nr_patience patience = NR_PATIENCE;
   record *r = object;
-  if (nr_spin_until(&r->reached, 1, &patience))
-    return ACL_SUCCESS;
   pthread_mutex_lock(&r->lock);
-  nr_sleep_until(&r->reached, 1, &r->lock, &r->changed, NR_FOREVER);
+  while (!record_reached(r))
+    nr_sleep(&r->changed, &r->lock, nr_deadline(NR_FOREVER));
   pthread_mutex_unlock(&r->lock);
   return ACL_SUCCESS;
 }
@@ -163,7 +163,7 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream) {
   if (r) {
     atomic_store(&r->references, 2); /* the task's and the event's */
     pthread_mutex_lock(&e->lock);    /* over the push, so that the latest record is the one pushed last */
-    error = nr_stream_push(s, record_reach, record_release, r);
+    error = nr_stream_push(s, record_reach, record_release, r, NR_AT_ONCE);
     if (error == ACL_SUCCESS) {
       old = e->current;
       e->current = r;
@@ -213,7 +213,7 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream) {
   if (t) {
     t->event = e;
     t->record = current_record(e);
-    error = nr_stream_push(s, reset_run, reset_drop, t);
+    error = nr_stream_push(s, reset_run, reset_drop, t, NR_AT_ONCE);
     if (error != ACL_SUCCESS)
       reset_drop(t);
   } else {
@@ -231,7 +231,7 @@ aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent handle) {
   if (error != ACL_SUCCESS)
     return error;
   record *r = current_record(e);
-  if (!r || record_reached(r) || (error = nr_stream_push(s, record_wait, record_release, r)) != ACL_SUCCESS)
+  if (!r || record_reached(r) || (error = nr_stream_push(s, record_wait, record_release, r, NR_AT_ONCE)) != ACL_SUCCESS)
     record_release(r);
   nr_stream_release(s);
   release(e);

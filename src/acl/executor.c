@@ -9,6 +9,7 @@
 #include "acl/stream.h"
 #include "acl/tensor.h"
 #include "base/alloc.h"
+#include "plan/plan.h"
 
 enum { WORKSPACE_ALIGNMENT = 8 };
 
@@ -149,7 +150,7 @@ static aclnnStatus push(nr_executor *e, void *workspace, uint64_t size, aclrtStr
   if (launch) {
     *launch = (nr_launch){.plan = e->plan, .workspace = workspace, .workspace_size = size};
     atomic_fetch_add(&e->plan->references, 1);
-    code = nr_stream_push(resolved, run_launch, drop_launch, launch);
+    code = nr_stream_push(resolved, run_launch, drop_launch, launch, nr_plan_worth(e->plan->plan));
     if (code != ACL_SUCCESS)
       drop_launch(launch);
   }

@@ -208,18 +208,26 @@ static aclnnStatus check_types(const nr_checker *c) {
   return ACLNN_SUCCESS;
 }
 
+/* The table is of the query's sequences; other parts' have their places from there on. */
 static int axes_of(const nr_operand *o, nr_axis axes[RANK]) {
-  nr_part part = measured(o->part);
-  const nr_axis batch = {LENGTH_BATCH, LENGTH_NONE}, heads = {LENGTH_HEADS, LENGTH_NONE};
-  const nr_axis dim = {LENGTH_DIM, LENGTH_NONE}, rope = {LENGTH_ROPE, LENGTH_NONE}, one = {LENGTH_ONE, LENGTH_NONE};
-  const nr_axis seq = {LENGTH_SEQ + part, LENGTH_NONE}, joined = {seq.first, seq.first + NR_PART_TEXT_QUERY};
-  const nr_axis shapes[][RANK] = {[NR_LAYOUT_ROWS] = {batch, seq, heads, dim},
-                                  [NR_LAYOUT_JOINED] = {batch, heads, joined, dim},
-                                  [NR_LAYOUT_STATISTICS] = {batch, seq, heads, one},
-                                  [NR_LAYOUT_CHANNELS] = {dim},
-                                  [NR_LAYOUT_TABLE] = {rope, dim}};
-  memcpy(axes, shapes[o->layout], sizeof shapes[0]);
-  return o->layout == NR_LAYOUT_CHANNELS ? 1 : o->layout == NR_LAYOUT_TABLE ? 2 : RANK;
+  static const nr_axis shapes[][RANK] = {
+      [NR_LAYOUT_ROWS] = {{LENGTH_BATCH}, {LENGTH_SEQ}, {LENGTH_HEADS}, {LENGTH_DIM}},
+      [NR_LAYOUT_JOINED] = {{LENGTH_BATCH},
+                            {LENGTH_HEADS},
+                            {LENGTH_SEQ, LENGTH_SEQ + NR_PART_TEXT_QUERY},
+                            {LENGTH_DIM}},
+      [NR_LAYOUT_STATISTICS] = {{LENGTH_BATCH}, {LENGTH_SEQ}, {LENGTH_HEADS}, {LENGTH_ONE}},
+      [NR_LAYOUT_CHANNELS] = {{LENGTH_DIM}},
+      [NR_LAYOUT_TABLE] = {{LENGTH_ROPE}, {LENGTH_DIM}}};
+  int rank = 0;
+  for (; rank < RANK && shapes[o->layout][rank].first; rank++) {
+    axes[rank] = shapes[o->layout][rank];
+    if (axes[rank].first == LENGTH_SEQ)
+      axes[rank].first += measured(o->part);
+    if (axes[rank].second)
+      axes[rank].second += measured(o->part);
+  }
+  return rank;
 }
 
 static int64_t axis_length(const nr_checker *c, nr_axis axis) {

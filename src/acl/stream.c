@@ -13,65 +13,91 @@
 
 enum { FIRST_CAPACITY = 64, MAX_FLAGS = 0x3F };
 
+/* Of any task, so that their number is bounded too. */
+static const double least_worth = (double)NR_AT_ONCE / FIRST_CAPACITY;
+
 typedef struct task {
   int (*run)(void *);
   void (*drop)(void *);
   void *argument;
 } task;
 
+/*
+ * One thread at a time runs tasks: the worker, which sleeps until it is worth waking and then runs all that is queued;
+ * or, while only work below that is queued, a thread that waits for its end and has nothing else to do.
+ */
 struct nr_stream {
   void *handle;
   const void *context; /* its handle */
   int32_t device;
   pthread_t worker;
-  pthread_mutex_t lock;      /* guards all below; the counters are also read without it */
-  pthread_cond_t work, done; /* signalled when the queue gets a task (or closing), when `finished` grows */
+  pthread_mutex_t lock;      /* guards all below */
+  pthread_cond_t work, done; /* signalled when the worker has reason to run, when threads that wait do */
   task *ring;                /* task i is ring[i & (capacity - 1)] for finished <= i < pushed */
   uint64_t capacity;         /* a power of two */
-  atomic_uint_fast64_t pushed, finished;
-  nr_patience worker_patience, host_patience; /* the worker's for tasks, synchronising threads' for their end */
-  bool asleep;                                /* the worker waits for `work` */
-  int sleepers;                               /* threads that wait for `done` */
+  uint64_t pushed, finished;
+  uint64_t wanted;  /* while finished < wanted the worker is to run tasks, else whoever waits */
+  uint64_t awaited; /* the least `finished` that a thread sleeps for; of no meaning once it is reached */
+  double worth;     /* at least that of the queued tasks from `wanted` on; below NR_AT_ONCE */
+  bool running;     /* some thread is at task `finished` */
   bool closing;
   aclError error; /* the first since the last synchronisation */
   char text[NR_ACL_TEXT];
 };
 
+/* Runs the next task, which there is and no thread is at. Called with the lock, which is let go meanwhile. */
+static void run_next(nr_stream *s) {
+  task t = s->ring[s->finished & (s->capacity - 1)];
+  s->running = true;
+  pthread_mutex_unlock(&s->lock);
+  char callers[NR_ACL_TEXT], text[NR_ACL_TEXT];
+  nr_acl_take_text(callers);
+  aclError error = t.run(t.argument);
+  if (error != ACL_SUCCESS)
+    nr_acl_take_text(text);
+  nr_acl_put_text(callers);
+  if (t.drop)
+    t.drop(t.argument);
+  pthread_mutex_lock(&s->lock);
+  s->running = false;
+  if (error != ACL_SUCCESS && s->error == ACL_SUCCESS) {
+    s->error = error;
+    memcpy(s->text, text, sizeof text);
+  }
+  s->finished++;
+  if (s->finished == s->awaited || s->finished >= s->wanted)
+    pthread_cond_broadcast(&s->done);
+  if (s->finished < s->wanted)
+    pthread_cond_signal(&s->work); /* it may have become wanted while another thread was running this task */
+}
+
 static void *work(void *object) {
   nr_stream *s = object;
   pthread_mutex_lock(&s->lock);
-  for (uint64_t n = 0;; n++) {
-    if (atomic_load(&s->pushed) == n && !s->closing) {
-      pthread_mutex_unlock(&s->lock);
-      nr_spin_until(&s->pushed, n + 1, &s->worker_patience);
-      pthread_mutex_lock(&s->lock);
-      while (atomic_load(&s->pushed) == n && !s->closing) {
-        s->asleep = true;
-        pthread_cond_wait(&s->work, &s->lock);
-        s->asleep = false;
-      }
-    }
-    if (atomic_load(&s->pushed) == n)
-      break; /* closing, and all is done */
-    task t = s->ring[n & (s->capacity - 1)];
-    pthread_mutex_unlock(&s->lock);
-    aclError error = t.run(t.argument);
-    char text[NR_ACL_TEXT];
-    if (error != ACL_SUCCESS)
-      nr_acl_take_text(text);
-    if (t.drop)
-      t.drop(t.argument);
-    pthread_mutex_lock(&s->lock);
-    if (error != ACL_SUCCESS && s->error == ACL_SUCCESS) {
-      s->error = error;
-      memcpy(s->text, text, sizeof text);
-    }
-    atomic_store_explicit(&s->finished, n + 1, memory_order_release);
-    if (s->sleepers)
-      pthread_cond_broadcast(&s->done);
-  }
+  do {
+    while (s->running || (s->finished >= s->wanted && !s->closing))
+      pthread_cond_wait(&s->work, &s->lock);
+    while (s->finished < s->pushed)
+      run_next(s);
+  } while (!s->closing);
   pthread_mutex_unlock(&s->lock);
   return NULL;
+}
+
+/* Waits until `target` tasks are finished, running those that the worker is not woken for. Called with the lock, which
+   is let go meanwhile. False on time-out. */
+static bool wait_for(nr_stream *s, uint64_t target, int32_t timeout_ms) {
+  int64_t deadline = nr_deadline(timeout_ms);
+  while (s->finished < target)
+    if (!s->running && s->finished >= s->wanted) {
+      run_next(s);
+    } else {
+      if (s->awaited <= s->finished || s->awaited > target)
+        s->awaited = target;
+      if (!nr_sleep(&s->done, &s->lock, deadline))
+        return false;
+    }
+  return true;
 }
 
 /* Starts the worker with all signals blocked: they are the program's business. */
@@ -113,8 +139,6 @@ static aclError create(const nr_context *context, void **handle) {
   s->context = context->handle;
   s->device = context->device;
   s->capacity = FIRST_CAPACITY;
-  atomic_init(&s->worker_patience, NR_PATIENCE);
-  atomic_init(&s->host_patience, NR_PATIENCE);
   s->ring = nr_calloc(FIRST_CAPACITY, sizeof *s->ring);
   pthread_mutex_init(&s->lock, NULL);
   nr_condition_init(&s->work);
@@ -174,11 +198,11 @@ aclError nr_stream_resolve(aclrtStream stream, nr_stream **resolved) {
 void nr_stream_release(nr_stream *stream) { nr_handle_release(stream->handle); }
 
 /* Doubles the ring; called with the lock. */
-static bool grow(nr_stream *s, uint64_t first, uint64_t end) {
+static bool grow(nr_stream *s) {
   task *ring = nr_calloc(s->capacity * 2, sizeof *ring);
   if (!ring)
     return false;
-  for (uint64_t i = first; i < end; i++)
+  for (uint64_t i = s->finished; i < s->pushed; i++)
     ring[i & (s->capacity * 2 - 1)] = s->ring[i & (s->capacity - 1)];
   nr_free(s->ring);
   s->ring = ring;
@@ -186,36 +210,33 @@ static bool grow(nr_stream *s, uint64_t first, uint64_t end) {
   return true;
 }
 
-aclError nr_stream_push(nr_stream *s, int (*run)(void *), void (*drop)(void *), void *argument) {
+aclError nr_stream_push(nr_stream *s, int (*run)(void *), void (*drop)(void *), void *argument, double worth) {
   pthread_mutex_lock(&s->lock);
-  uint64_t first = atomic_load_explicit(&s->finished, memory_order_relaxed);
-  uint64_t end = atomic_load_explicit(&s->pushed, memory_order_relaxed);
-  bool room = end - first < s->capacity || grow(s, first, end);
+  uint64_t waiting = s->pushed - s->finished;
+  bool room = waiting < s->capacity || grow(s);
   if (room) {
-    s->ring[end & (s->capacity - 1)] = (task){run, drop, argument};
-    atomic_store_explicit(&s->pushed, end + 1, memory_order_release);
+    s->ring[s->pushed++ & (s->capacity - 1)] = (task){run, drop, argument};
+    s->worth = (waiting ? s->worth : 0) + (worth > least_worth ? worth : least_worth);
   }
-  bool wake = room && s->asleep;
+  bool wake = room && s->worth >= NR_AT_ONCE;
+  if (wake) {
+    s->worth = 0;
+    s->wanted = s->pushed;
+  }
   pthread_mutex_unlock(&s->lock);
   if (wake)
     pthread_cond_signal(&s->work);
   return room ? ACL_SUCCESS
               : nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: no memory for %llu queued tasks",
-                            (unsigned long long)(end - first + 1));
+                            (unsigned long long)waiting + 1);
 }
 
 /* Waits for what is queued; *error is then the failure to report, with its text set. False on time-out. */
 static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
-  *error = ACL_SUCCESS;
-  uint64_t target = atomic_load_explicit(&s->pushed, memory_order_acquire);
-  bool finished = timeout_ms != 0 && nr_spin_until(&s->finished, target, &s->host_patience);
   char text[NR_ACL_TEXT];
+  *error = ACL_SUCCESS;
   pthread_mutex_lock(&s->lock);
-  if (!finished) {
-    s->sleepers++;
-    finished = nr_sleep_until(&s->finished, target, &s->lock, &s->done, timeout_ms);
-    s->sleepers--;
-  }
+  bool finished = wait_for(s, s->pushed, timeout_ms);
   if (finished && s->error != ACL_SUCCESS) {
     *error = s->error;
     memcpy(text, s->text, sizeof text);
@@ -232,11 +253,8 @@ static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
 static bool retire(nr_stream *s) {
   if (!nr_handle_retire(NR_HANDLE_STREAM, s->handle))
     return false;
-  uint64_t target = atomic_load(&s->pushed);
   pthread_mutex_lock(&s->lock);
-  s->sleepers++;
-  nr_sleep_until(&s->finished, target, &s->lock, &s->done, NR_FOREVER);
-  s->sleepers--;
+  wait_for(s, s->pushed, NR_FOREVER);
   pthread_mutex_unlock(&s->lock);
   return true;
 }
@@ -330,8 +348,9 @@ aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) {
   aclError error = nr_stream_resolve(stream, &s);
   if (error != ACL_SUCCESS)
     return error;
-  uint64_t target = atomic_load_explicit(&s->pushed, memory_order_acquire);
-  bool finished = atomic_load_explicit(&s->finished, memory_order_acquire) >= target;
+  pthread_mutex_lock(&s->lock);
+  bool finished = wait_for(s, s->pushed, 0);
+  pthread_mutex_unlock(&s->lock);
   *status = finished ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
   nr_stream_release(s);
   return ACL_SUCCESS;

@@ -1,6 +1,8 @@
 /*
  * Streams of the CPU device: a queue and a worker thread each. Tasks of one stream run one after another in the order
- * of their pushes, streams run side by side. Functions may be called from any thread.
+ * of their pushes, streams run side by side. Functions may be called from any thread. Waking a worker takes longer than
+ * small tasks run: those stay queued, until more is or until a thread waits for the stream, which then runs them
+ * itself.
  */
 #ifndef NR_ACL_STREAM_H
 #define NR_ACL_STREAM_H
@@ -24,14 +26,19 @@ aclError nr_stream_resolve(aclrtStream stream, nr_stream **resolved);
 void nr_stream_release(nr_stream *stream);
 
 /*
- * Queues run(argument), which the worker calls once, followed by drop(argument) unless drop is NULL. A result of run
- * other than 0 is an aclError: the first one since the last synchronisation, with the text that run left by
- * nr_acl_fail, is what the next aclrtSynchronizeStream (or aclrtSynchronizeDevice) reports; the tasks behind it run all
- * the same. drop is called before a synchronisation that waits for this task returns. Neither may push to, wait for or
- * release a stream. On failure (ACL_ERROR_BAD_ALLOC) nothing is queued, neither is called and the argument stays the
- * caller's.
+ * Queues run(argument), which is called once, followed by drop(argument) unless drop is NULL. A result of run other
+ * than 0 is an aclError: the first one since the last synchronisation, with the text that run left by nr_acl_fail, is
+ * what the next aclrtSynchronizeStream (or aclrtSynchronizeDevice) reports; the tasks behind it run all the same. drop
+ * is called before a synchronisation that waits for this task returns. Neither may push to, wait for or release a
+ * stream. On failure (ACL_ERROR_BAD_ALLOC) nothing is queued, neither is called and the argument stays the caller's.
+ *
+ * worth: for how many workers it would pay to be woken for this task. The worker is once what waits adds up to
+ * NR_AT_ONCE. A task below that may run on any thread that waits for the stream, so it must not wait for anything; one
+ * whose end can be seen without waiting for the stream (a copy to host memory, an event) is of worth NR_AT_ONCE.
  */
-aclError nr_stream_push(nr_stream *stream, int (*run)(void *argument), void (*drop)(void *argument), void *argument);
+enum { NR_AT_ONCE = 1 };
+aclError nr_stream_push(nr_stream *stream, int (*run)(void *argument), void (*drop)(void *argument), void *argument,
+                        double worth);
 
 /* Retires the streams of a context (its handle). Their queued work finishes first. */
 void nr_stream_retire_all(const void *context);

@@ -27,38 +27,16 @@ static const char *view_name(const nr_segment *s, int32_t i, const nr_field *fie
   return buffer;
 }
 
+/* What a parameter or table is shared over, its stride says; the extent is one then. */
 static void field_shape(const nr_segment *s, const nr_field *field, int64_t shape[4]) {
-  const nr_view *v = nr_view_at(s, field->offset);
-  bool whole = s->scope == NR_SCOPE_ALL_HEADS && s->norm != NR_NORM_NONE;
-  int64_t shapes[][4] = {[NR_SHAPE_ROWS] = {s->batch, s->length, s->heads, s->dim},
-                         [NR_SHAPE_STATISTICS] = {s->batch, s->length, whole ? s->heads > 0 : s->heads, 1},
-                         [NR_SHAPE_PARAMETER] = {1, 1, s->heads, s->dim},
-                         [NR_SHAPE_TABLE] = {s->batch, s->rope_length, s->heads, s->rope_dim}};
-  for (int i = 0; i < 4; i++)
-    shape[i] = shapes[field->shape][i];
-  /* What a parameter or table is shared over, its stride says; the extent is one then. */
-  if (field->shape == NR_SHAPE_PARAMETER && v->stride[2] == 0)
-    shape[2] = 1;
-  for (int i = 0; field->shape == NR_SHAPE_TABLE && i < 4; i += 2)
-    if (v->stride[i] == 0)
-      shape[i] = 1;
-}
-
-/* The memory of a view that is present, used and not empty. */
-static bool field_region(const nr_segment *s, nr_direction direction, const nr_field *field, nr_region *region) {
-  const nr_view *v = nr_view_at(s, field->offset);
-  if (!v->data || !nr_field_used(s, direction, field))
-    return false;
-  field_shape(s, field, region->count);
-  int64_t size = (int64_t)nr_dtype_size(v->dtype);
-  region->address = (uintptr_t)v->data;
-  region->size = size;
-  for (int i = 0; i < 4; i++) {
-    if (region->count[i] == 0)
-      return false;
-    region->stride[i] = region->count[i] == 1 ? 0 : v->stride[i] * size;
-  }
-  return nr_region_bound(region);
+  const int64_t *stride = nr_view_at(s, field->offset)->stride;
+  bool statistics = field->shape == NR_SHAPE_STATISTICS, parameter = field->shape == NR_SHAPE_PARAMETER;
+  bool table = field->shape == NR_SHAPE_TABLE;
+  bool whole = statistics && s->scope == NR_SCOPE_ALL_HEADS && s->norm != NR_NORM_NONE;
+  shape[0] = parameter || (table && stride[0] == 0) ? 1 : s->batch;
+  shape[1] = parameter ? 1 : table ? s->rope_length : s->length;
+  shape[2] = (parameter || table) && stride[2] == 0 ? 1 : whole ? s->heads > 0 : s->heads;
+  shape[3] = statistics ? 1 : table ? s->rope_dim : s->dim;
 }
 
 /* What makes an absent view required. */
@@ -72,9 +50,12 @@ static const char *cause(const nr_segment *s, nr_direction direction, const nr_f
   return norms[s->norm];
 }
 
-static nr_status check_view(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field) {
+/* Sets *region to the view's memory; of size 0 if the view is absent, not used or empty. */
+static nr_status check_view(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field,
+                            nr_region *region) {
   const nr_view *v = nr_view_at(s, field->offset);
   char name[NAME_SIZE];
+  region->size = 0;
   if (!v->data)
     return nr_field_required(s, direction, field) ? nr_fail(NR_ERROR_NULL, "%s: null, required by %s",
                                                             view_name(s, i, field, name), cause(s, direction, field))
@@ -85,26 +66,25 @@ static nr_status check_view(const nr_segment *s, int32_t i, nr_direction directi
   if ((uintptr_t)v->data % size)
     return nr_fail(NR_ERROR_INVALID, "%s: address %p, expected a multiple of %zu, the size of a %s",
                    view_name(s, i, field, name), v->data, size, nr_dtype_name(v->dtype));
-  nr_region region;
-  field_shape(s, field, region.count);
+  field_shape(s, field, region->count);
   for (int axis = 0; axis < 4; axis++) {
-    if (region.count[axis] == 0)
+    if (region->count[axis] == 0)
       return NR_OK;
-    if (region.count[axis] == 1)
-      region.stride[axis] = 0; /* whatever it is: perhaps an axis that the view does not have */
-    else if (__builtin_mul_overflow(v->stride[axis], (int64_t)size, &region.stride[axis]))
+    if (region->count[axis] == 1)
+      region->stride[axis] = 0; /* whatever it is: perhaps an axis that the view does not have */
+    else if (__builtin_mul_overflow(v->stride[axis], (int64_t)size, &region->stride[axis]))
       return nr_fail(NR_ERROR_INVALID, "%s: stride %" PRId64 ", too large", view_name(s, i, field, name),
                      v->stride[axis]);
   }
-  region.address = (uintptr_t)v->data;
-  region.size = (int64_t)size;
-  if (!nr_region_bound(&region))
+  region->address = (uintptr_t)v->data;
+  region->size = (int64_t)size;
+  if (!nr_region_bound(region))
     return nr_fail(NR_ERROR_INVALID, "%s: its strides leave the address space", view_name(s, i, field, name));
-  if (field->role[direction] == NR_OUTPUT && nr_region_overlaps_itself(&region))
+  if (field->role[direction] == NR_OUTPUT && nr_region_overlaps_itself(region))
     return nr_fail(NR_ERROR_INVALID,
                    "%s: an output that overlaps itself: shape [%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64
                    "], strides [%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "]",
-                   view_name(s, i, field, name), region.count[0], region.count[1], region.count[2], region.count[3],
+                   view_name(s, i, field, name), region->count[0], region->count[1], region->count[2], region->count[3],
                    v->stride[0], v->stride[1], v->stride[2], v->stride[3]);
   return NR_OK;
 }
@@ -149,26 +129,20 @@ typedef struct extent {
 
 static used_view use_view(const nr_segment *segments, nr_direction direction, const extent *e) {
   used_view used = {&segments[e->segment], &nr_fields[e->field], e->segment, {0}};
-  field_region(used.segment, direction, used.field, &used.region);
+  check_view(used.segment, used.index, direction, used.field, &used.region); /* which it has passed */
   return used;
 }
 
 /* Each output against each other view, in the order of segments and fields. */
-static nr_status check_overlaps(const nr_segment *segments, int32_t count, nr_direction direction) {
-  extent extents[NR_MAX_SEGMENTS * NR_NUM_FIELDS];
-  int n = 0;
-  nr_region region;
-  for (int32_t i = 0; i < count; i++)
-    for (int f = 0; f < NR_NUM_FIELDS; f++)
-      if (field_region(&segments[i], direction, &nr_fields[f], &region))
-        extents[n++] = (extent){region.low, region.high, (int16_t)i, (int16_t)f};
+static nr_status check_overlaps(const nr_segment *segments, const extent *extents, int n, nr_direction direction) {
   for (int i = 0; i < n; i++) {
     if (nr_fields[extents[i].field].role[direction] != NR_OUTPUT)
       continue;
     for (int j = 0; j < n; j++) {
-      bool seen = j <= i && nr_fields[extents[j].field].role[direction] == NR_OUTPUT;
-      if (seen || extents[i].high <= extents[j].low || extents[j].high <= extents[i].low)
+      if (extents[i].high <= extents[j].low || extents[j].high <= extents[i].low)
         continue;
+      if (j <= i && nr_fields[extents[j].field].role[direction] == NR_OUTPUT)
+        continue; /* itself, or a pair that was looked at from the other side */
       used_view a = use_view(segments, direction, &extents[i]), b = use_view(segments, direction, &extents[j]);
       if (!nr_regions_overlap(&a.region, &b.region) || may_coincide(&a, &b, direction))
         continue;
@@ -259,13 +233,18 @@ static nr_status check_broadcast(const nr_segment *s, int32_t i, nr_direction di
 }
 
 nr_status nr_validate_addresses(const nr_segment *segments, int32_t count, nr_direction direction) {
+  extent extents[NR_MAX_SEGMENTS * NR_NUM_FIELDS];
+  int n = 0;
   for (int32_t i = 0; i < count; i++)
     for (int f = 0; f < NR_NUM_FIELDS; f++) {
-      nr_status status = check_view(&segments[i], i, direction, &nr_fields[f]);
+      nr_region region;
+      nr_status status = check_view(&segments[i], i, direction, &nr_fields[f], &region);
       if (status != NR_OK)
         return status;
+      if (region.size)
+        extents[n++] = (extent){region.low, region.high, (int16_t)i, (int16_t)f};
     }
-  return check_overlaps(segments, count, direction);
+  return check_overlaps(segments, extents, n, direction);
 }
 
 nr_status nr_validate(const nr_segment *segments, int32_t count, nr_direction direction, bool mixed) {

@@ -1,6 +1,7 @@
 /* The CPU backend: hands the plan's blocks to threads and adds up their sums in the plan's order. */
 #include <fenv.h>
 #include <omp.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -8,9 +9,6 @@
 #include "base/verbose.h"
 #include "cpu/dispatch.h"
 #include "plan/backend.h"
-
-/* Bytes of reading and writing that are worth waking one more thread. */
-static const double bytes_per_thread = 256 << 10;
 
 /* Bytes that a run reads and writes from which on outputs pass by the caches. */
 static const double stream_bytes = 32 << 20;
@@ -25,6 +23,23 @@ int32_t nr_default_threads(void) {
   int threads = wanted ? atoi(wanted) : 0;
   return threads > 0 && threads <= MAX_THREADS ? threads : omp_get_max_threads();
 }
+
+/*
+ * A thread's place among those of a run, by which they share out its loops. OpenMP's own loops need a team, even of
+ * one: without, they would be shared with the parallel region that the program may have called from.
+ */
+typedef struct member {
+  int index, threads;
+  atomic_llong *next_block; /* that no thread has taken */
+} member;
+
+/* Where the thread's part of `count` iterations begins, and where it ends. */
+static int64_t boundary(int64_t count, int64_t index, int64_t threads) {
+  int64_t rest = count % threads;
+  return count / threads * index + (index < rest ? index : rest);
+}
+static int64_t first_of(int64_t count, member m) { return boundary(count, m.index, m.threads); }
+static int64_t end_of(int64_t count, member m) { return boundary(count, m.index + 1, m.threads); }
 
 /* True if rows of the output are whole cache lines, and it is too large for the caches to keep for who reads it. */
 static bool streams(const nr_plan *plan, const nr_segment *s, const nr_view *out) {
@@ -82,13 +97,13 @@ static void add_slots(const nr_plan *plan, const nr_segment *segments, const cha
 }
 
 static void add_parameter(const nr_plan *plan, const nr_segment *segments, const char *workspace, int32_t i,
-                          size_t offset) {
+                          size_t offset, member m) {
   const nr_view *out = nr_view_at(&segments[i], offset);
   if (!nr_first_of_shared(segments, i, offset))
     return;
   int64_t dim = segments[i].dim, per_head = nr_padded(dim) / SUM_CHUNK;
-#pragma omp for schedule(static)
-  for (int64_t chunk = 0; chunk < per_head * (out->stride[2] ? segments[i].heads : 1); chunk++) {
+  int64_t chunks = per_head * (out->stride[2] ? segments[i].heads : 1);
+  for (int64_t chunk = first_of(chunks, m), end = end_of(chunks, m); chunk < end; chunk++) {
     int64_t first = chunk % per_head * SUM_CHUNK, rest = dim - first;
     add_slots(plan, segments, workspace, out, offset, chunk / per_head, first, rest < SUM_CHUNK ? rest : SUM_CHUNK,
               dim);
@@ -117,31 +132,42 @@ static void table_row(const nr_plan *plan, const nr_segment *segments, const nr_
     nr_store(nr_row(out, b, t, n), out->dtype, d * out->stride[3], sum[d]);
 }
 
-static void table_gradient(const nr_plan *plan, const nr_segment *segments, int32_t i, size_t offset) {
+static void table_gradient(const nr_plan *plan, const nr_segment *segments, int32_t i, size_t offset, member m) {
   const nr_segment *owner = &segments[i];
   const nr_view *out = nr_view_at(owner, offset);
   if (!nr_first_of_shared(segments, i, offset))
     return;
   int64_t batches = out->stride[0] ? owner->batch : 1, heads = out->stride[2] ? owner->heads : 1;
-#pragma omp for schedule(static)
-  for (int64_t row = 0; row < batches * owner->rope_length * heads; row++)
+  int64_t rows = batches * owner->rope_length * heads;
+  for (int64_t row = first_of(rows, m), end = end_of(rows, m); row < end; row++)
     table_row(plan, segments, owner, offset, row / heads / owner->rope_length, row / heads % owner->rope_length,
               row % heads);
 }
 
-/* What each thread of a run does. */
-static void work(const nr_plan *plan, const nr_segment *segments, char *workspace) {
-  bool backward = plan->direction == NR_BACKWARD;
-  for (int32_t i = 0; i < plan->num_segments && backward; i++) { /* they read x, which grad_x may be written over */
-    table_gradient(plan, segments, i, offsetof(nr_segment, grad_cos));
-    table_gradient(plan, segments, i, offsetof(nr_segment, grad_sin));
+/* Until all threads of the run are here. */
+static void meet(member m) {
+  if (m.threads > 1) {
+#pragma omp barrier
   }
-#pragma omp for schedule(dynamic)
-  for (int64_t index = 0; index < plan->num_blocks; index++)
+}
+
+/* What each thread of a run does. */
+static void work(const nr_plan *plan, const nr_segment *segments, char *workspace, member m) {
+  if (plan->direction == NR_BACKWARD) {
+    for (int32_t i = 0; i < plan->num_segments; i++) {
+      table_gradient(plan, segments, i, offsetof(nr_segment, grad_cos), m);
+      table_gradient(plan, segments, i, offsetof(nr_segment, grad_sin), m);
+    }
+    meet(m); /* they read x, which grad_x may be written over */
+  }
+  for (int64_t index; (index = atomic_fetch_add(m.next_block, 1)) < plan->num_blocks;)
     run_block(plan, segments, workspace, index);
-  for (int32_t i = 0; i < plan->num_segments && backward; i++) {
-    add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_weight));
-    add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_bias));
+  if (plan->direction == NR_BACKWARD) {
+    meet(m);
+    for (int32_t i = 0; i < plan->num_segments; i++) {
+      add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_weight), m);
+      add_parameter(plan, segments, workspace, i, offsetof(nr_segment, grad_bias), m);
+    }
   }
 }
 
@@ -151,23 +177,32 @@ static double seconds(void) {
   return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+/* The calling thread is one of them. */
+static int threads_of(const nr_plan *plan) {
+  double worth = plan->num_threads ? plan->num_threads : nr_plan_worth(plan);
+  if (worth < 2 || plan->num_blocks < 2)
+    return 1;
   int threads = plan->num_threads ? plan->num_threads : nr_default_threads();
-  double worth = plan->bytes / bytes_per_thread;
-  if (!plan->num_threads && threads > worth)
-    threads = worth < 1 ? 1 : (int)worth;
+  if (threads > worth)
+    threads = (int)worth;
   if (threads > MAX_THREADS)
     threads = MAX_THREADS;
-  if (threads > plan->num_blocks)
-    threads = plan->num_blocks ? (int)plan->num_blocks : 1;
+  return threads < plan->num_blocks ? threads : (int)plan->num_blocks;
+}
+
+static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+  int threads = threads_of(plan);
   double start = nr_verbose() >= NR_VERBOSE_PROFILE ? seconds() : 0;
-  /* A team of its own even for one thread: in a parallel region of the program, the loops would be shared with it. */
+  atomic_llong next_block = 0;
+  if (threads == 1)
+    work(plan, segments, workspace, (member){0, 1, &next_block});
+  else
 #pragma omp parallel num_threads(threads)
   {
     fenv_t theirs; /* OpenMP's threads are the program's too */
     fegetenv(&theirs);
     fesetenv(FE_DFL_ENV);
-    work(plan, segments, workspace);
+    work(plan, segments, workspace, (member){omp_get_thread_num(), omp_get_num_threads(), &next_block});
     fesetenv(&theirs);
   }
   if (nr_verbose() >= NR_VERBOSE_PROFILE)

@@ -4,6 +4,9 @@
  */
 enum { BLOCK_ELEMENTS = 1 << 18, BLOCK_ROWS = 512, BLOCK_POSITIONS_PER_SUM = 256, CACHE_LINE = 64 };
 
+/* Bytes of reading and writing that are worth waking a thread. */
+static const double bytes_per_thread = 256 << 10;
+
 static int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -57,6 +60,8 @@ void nr_plan_cut(nr_plan *plan) {
   plan->num_blocks = blocks;
   plan->workspace_size = offset;
 }
+
+double nr_plan_worth(const nr_plan *plan) { return plan->bytes / bytes_per_thread; }
 
 nr_block_place nr_plan_block(const nr_plan *plan, int64_t index) {
   int32_t i = plan->num_segments - 1;

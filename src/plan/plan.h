@@ -46,7 +46,7 @@ struct nr_plan {
   nr_cut *cuts;
   int64_t num_blocks;
   size_t workspace_size;
-  double bytes; /* that a run reads and writes, for deciding how many threads it is worth */
+  double bytes; /* that a run reads and writes */
 };
 
 /* Bytes of one slot of the segment's cut; 0 where the segment sums nothing. */
@@ -54,6 +54,9 @@ size_t nr_slot_size(const nr_cut *cut);
 
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);
+
+/* How many threads it pays to wake for a run; below 1, it is over sooner than a thread is awake. */
+double nr_plan_worth(const nr_plan *plan);
 
 /* D padded to whole chunks; and where in those the sum of channel d is. Of bfloat16 rows the even channels of a chunk
    come before the odd ones (simd_scalar.h says why). */

@@ -45,7 +45,7 @@ static inline int gate_run(void *object) {
 static inline void push(aclrtStream stream, int (*run)(void *), void *argument) {
   nr_stream *s;
   OK(nr_stream_resolve(stream, &s));
-  OK(nr_stream_push(s, run, NULL, argument));
+  OK(nr_stream_push(s, run, NULL, argument, NR_AT_ONCE));
   nr_stream_release(s);
 }
 
