@@ -51,5 +51,6 @@ if [ "$unpacked" != "$libraries" ]; then
   for package in "$work"/*.deb; do
     dpkg-deb -x "$package" "$packages" >>"$log" 2>&1 || failed
   done
+  ln -s /usr/aarch64-linux-gnu/lib "$packages/lib" # so that it is all that the loader needs
   echo "$libraries" >"$packages/unpacked"
 fi

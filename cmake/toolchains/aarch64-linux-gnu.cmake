@@ -16,4 +16,4 @@ set(ENV{PKG_CONFIG_SYSROOT_DIR} ${NR_PACKAGES})
 set(ENV{PKG_CONFIG_LIBDIR} ${NR_PACKAGES}/usr/lib/aarch64-linux-gnu/pkgconfig)
 
 find_program(NR_QEMU NAMES qemu-aarch64 qemu-aarch64-static REQUIRED)
-set(CMAKE_CROSSCOMPILING_EMULATOR ${NR_QEMU} -L /usr/aarch64-linux-gnu)
+set(CMAKE_CROSSCOMPILING_EMULATOR ${NR_QEMU} -L ${NR_PACKAGES})
