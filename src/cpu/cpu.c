@@ -161,6 +161,9 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
     fenv_t theirs; /* OpenMP's threads are the program's too */
     fegetenv(&theirs);
     fesetenv(FE_DFL_ENV);
+#if defined(__aarch64__)
+    __asm__ volatile("msr fpcr, xzr"); /* of which FE_DFL_ENV leaves what halves are */
+#endif
     work(plan, segments, workspace);
     fesetenv(&theirs);
   }
