@@ -56,8 +56,7 @@ static inline float32x4_t v16_halves(float32x4_t a, float32x4_t b) {
 static inline void v16_sum4(const v16 *of, float *sums) {
   float32x4_t four[4];
   for (int k = 0; k < 4; k++)
-    four[k] =
-        vaddq_f32(vaddq_f32(of[k].part[0], of[k].part[2]), vaddq_f32(of[k].part[1], of[k].part[3]));
+    four[k] = vaddq_f32(vaddq_f32(of[k].part[0], of[k].part[2]), vaddq_f32(of[k].part[1], of[k].part[3]));
   vst1q_f32(sums, vpaddq_f32(v16_halves(four[0], four[1]), v16_halves(four[2], four[3])));
 }
 
@@ -110,8 +109,7 @@ static inline void v32_store(void *to, nr_dtype dtype, v32 a) {
       vst2q_f32((float *)to + 8 * i, (float32x4x2_t){{v16_quiet(a.even.part[i]), v16_quiet(a.odd.part[i])}});
   else if (dtype == NR_F16)
     for (int i = 0; i < 4; i++)
-      vst2_u16((uint16_t *)to + 8 * i,
-               (uint16x4x2_t){{v16_narrow_f16(a.even.part[i]), v16_narrow_f16(a.odd.part[i])}});
+      vst2_u16((uint16_t *)to + 8 * i, (uint16x4x2_t){{v16_narrow_f16(a.even.part[i]), v16_narrow_f16(a.odd.part[i])}});
   else
     for (int i = 0; i < 4; i++) {
       uint32x4_t pairs = vsriq_n_u32(v16_round_bf16(a.odd.part[i]), v16_round_bf16(a.even.part[i]), 16);
