@@ -16,5 +16,6 @@ awk '/^ *```c\+\+/ { inside = 1; match($0, /^ */); indent = RLENGTH; next }
 cann=$BUILD/lib/cann
 "$CXX" $CXXFLAGS -std=c++17 -I"$SOURCE/include" "$work/example.cpp" -o "$work/example" -L"$cann" \
   -lascendcl -lnnopbase -lopapi -Wl,-rpath,"$cann"
-"$work/example" >"$work/output"
-"$BUILD/tests/example_reference" <"$work/output"
+emulator=${NORMROPE_EMULATOR:-}
+$emulator "$work/example" >"$work/output"
+$emulator "$BUILD/tests/example_reference" <"$work/output"

@@ -6,6 +6,7 @@ set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset DESTDIR LD_LIBRARY_PATH
+emulator=${NORMROPE_EMULATOR:-}
 "$CMAKE" --install "$BUILD" --prefix "$work/first" >"$work/log"
 prefix=$work/moved
 mv "$work/first" "$prefix"
@@ -16,7 +17,7 @@ lib=$prefix/$LIBDIR
 "$CMAKE" --build "$work/build" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 for program in consumer_shared consumer_static consumer_cpp; do
   echo "package config: $program"
-  "$work/build/$program"
+  $emulator "$work/build/$program"
 done
 
 export PKG_CONFIG_PATH="$lib/pkgconfig"
@@ -25,15 +26,15 @@ export PKG_CONFIG_PATH="$lib/pkgconfig"
   echo "pkg-config: shared"
   "$CC" $CFLAGS "$SOURCE/tests/install/consumer.c" -o "$work/shared" $(pkg-config --cflags --libs normrope) \
     -Wl,-rpath,"$lib"
-  "$work/shared"
+  $emulator "$work/shared"
   echo "pkg-config: static"
   "$CC" $CFLAGS "$SOURCE/tests/install/consumer.c" -o "$work/static" \
     $(pkg-config --static --cflags --libs normrope | sed 's/-lnormrope/-l:libnormrope.a/')
-  "$work/static"
+  $emulator "$work/static"
 }
 ! "$READELF" -d "$work/static" | grep -q 'NEEDED.*normrope' || { echo "the static program needs libnormrope.so"; exit 1; }
 
 if [ -e "$BUILD/bin/normrope" ]; then
   echo "the installed command"
-  "$prefix/bin/normrope" --version
+  $emulator "$prefix/bin/normrope" --version
 fi

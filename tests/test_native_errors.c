@@ -370,7 +370,7 @@ static void names_and_numbers(void **state) {
 static void expect_environment(const char *variables, const char *parts) {
   char command[512], answer[1000];
   snprintf(command, sizeof command, "env -u NORMROPE_ISA -u NORMROPE_NUM_THREADS -u NORMROPE_VERBOSE %s %s 2>&1",
-           variables, "\"$NR_TEST_SELF\" environment");
+           variables, "$NORMROPE_EMULATOR \"$NR_TEST_SELF\" environment");
   FILE *pipe = popen(command, "r");
   assert_non_null(pipe);
   answer[fread(answer, 1, sizeof answer - 1, pipe)] = 0;

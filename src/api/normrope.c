@@ -1,13 +1,13 @@
 /* The entry points: describe, check once, plan, run. */
 #include "normrope.h"
 
-#include <fenv.h>
 #include <inttypes.h>
 #include <string.h>
 
 #include "api/fields.h"
 #include "api/validate.h"
 #include "base/alloc.h"
+#include "base/environment.h"
 #include "base/error.h"
 #include "plan/backend.h"
 
@@ -179,13 +179,11 @@ static nr_status rebind(const nr_plan *plan, const nr_segment *theirs, nr_segmen
   return check_sharing(plan, bound);
 }
 
-/* A program may flush subnormals, round otherwise or trap; results must not depend on it. */
 static nr_status run_backend(const nr_plan *plan, const nr_segment *segments, void *workspace) {
   fenv_t callers;
-  fegetenv(&callers);
-  fesetenv(FE_DFL_ENV);
+  nr_environment_enter(&callers);
   nr_status status = plan->backend->run(plan, segments, workspace);
-  fesetenv(&callers);
+  nr_environment_leave(&callers);
   return status;
 }
 

@@ -1,11 +1,11 @@
 /* The CPU backend: hands the plan's blocks to threads and adds up their sums in the plan's order. */
-#include <fenv.h>
 #include <omp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/environment.h"
 #include "base/verbose.h"
 #include "cpu/dispatch.h"
 #include "plan/backend.h"
@@ -200,10 +200,9 @@ static nr_status run(const nr_plan *plan, const nr_segment *segments, void *work
 #pragma omp parallel num_threads(threads)
   {
     fenv_t theirs; /* OpenMP's threads are the program's too */
-    fegetenv(&theirs);
-    fesetenv(FE_DFL_ENV);
+    nr_environment_enter(&theirs);
     work(plan, segments, workspace, (member){omp_get_thread_num(), omp_get_num_threads(), &next_block});
-    fesetenv(&theirs);
+    nr_environment_leave(&theirs);
   }
   if (nr_verbose() >= NR_VERBOSE_PROFILE)
     nr_say("%s, %d segments, %s, %d threads: %.3f ms", plan->direction == NR_FORWARD ? "forward" : "backward",

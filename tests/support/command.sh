@@ -6,6 +6,11 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 failures=0
+if [ -n "${NORMROPE_EMULATOR:-}" ]; then
+  printf '#!/bin/sh\nexec %s "%s" "$@"\n' "$NORMROPE_EMULATOR" "$cli" >emulated
+  chmod +x emulated
+  cli=$dir/emulated
+fi
 
 fail() {
   echo "FAIL: $*"

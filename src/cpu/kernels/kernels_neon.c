@@ -1,0 +1,5 @@
+/* NEON. */
+#define NR_ISA neon
+#include "cpu/kernels/simd_neon.h"
+
+#include "cpu/kernels/kernels.inl"
