@@ -6,7 +6,9 @@ JOBS ?= $(shell nproc)
 SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
   tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp bench/*.[ch])
 
-.PHONY: all setup demo test bench format check-format install clean
+BENCH_VENV = build/bench-venv
+
+.PHONY: all setup demo test bench bench-torch plot format check-format install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
 	@cmake --build build --parallel $(JOBS)
@@ -25,6 +27,20 @@ test: setup
 # About a minute; `make bench BENCH="--json --preset flux"` passes options on.
 bench: all
 	@build/bin/normrope bench $(BENCH)
+
+# Beside PyTorch; `make bench-torch BENCH_TORCH="--preset flux --json build/flux.json"` passes options on. About 1 GB is
+# installed below build/ the first time.
+bench-torch: all $(BENCH_VENV)/installed
+	@$(BENCH_VENV)/bin/python bench/compare_torch.py $(BENCH_TORCH)
+
+# make plot PLOT="build/bench.json build/torch.json -o docs/performance.svg"
+plot: $(BENCH_VENV)/installed
+	@$(BENCH_VENV)/bin/python bench/plot.py $(PLOT)
+
+$(BENCH_VENV)/installed: bench/requirements.txt
+	@python3 -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@touch $@
 
 format:
 	clang-format -i $(SOURCES)
