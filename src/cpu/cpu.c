@@ -49,7 +49,14 @@ static bool streams(const nr_plan *plan, const nr_segment *s, const nr_view *out
   return plan->bytes > stream_bytes && out->data && out->stride[3] == 1 && bits % 64 == 0;
 }
 
-static void run_block(const nr_plan *plan, const nr_segment *segments, char *workspace, int64_t index) {
+/* Where the block after this one begins, if it goes on with the same rows. */
+static int64_t continued(const nr_block_place *place, nr_block_place next) {
+  bool same = next.segment == place->segment && next.first_batch == place->first_batch && place->batches == 1;
+  return same && next.count >= NR_TILE ? next.first : -1;
+}
+
+/* `next`: the block that this thread runs next, or one past the last. */
+static void run_block(const nr_plan *plan, const nr_segment *segments, char *workspace, int64_t index, int64_t next) {
   nr_block_place place = nr_plan_block(plan, index);
   const nr_segment *s = &segments[place.segment];
   const nr_cut *cut = &plan->cuts[place.segment];
@@ -61,7 +68,7 @@ static void run_block(const nr_plan *plan, const nr_segment *segments, char *wor
   nr_block block = {.segment = s,
                     .first = place.first,
                     .count = place.count,
-                    .next = -1,
+                    .next = next < plan->num_blocks ? continued(&place, nr_plan_block(plan, next)) : -1,
                     .weight_sum = cut->weight_channels ? sums : NULL,
                     .bias_sum = cut->bias_channels ? sums + cut->weight_channels : NULL,
                     .weight_part = cut->weight_channels ? parts : NULL,
@@ -151,6 +158,8 @@ static void meet(member m) {
   }
 }
 
+static int64_t take_block(member m) { return atomic_fetch_add(m.next_block, 1); }
+
 /* What each thread of a run does. */
 static void work(const nr_plan *plan, const nr_segment *segments, char *workspace, member m) {
   if (plan->direction == NR_BACKWARD) {
@@ -160,8 +169,10 @@ static void work(const nr_plan *plan, const nr_segment *segments, char *workspac
     }
     meet(m); /* they read x, which grad_x may be written over */
   }
-  for (int64_t index; (index = atomic_fetch_add(m.next_block, 1)) < plan->num_blocks;)
-    run_block(plan, segments, workspace, index);
+  for (int64_t index = take_block(m), next; index < plan->num_blocks; index = next) {
+    next = take_block(m);
+    run_block(plan, segments, workspace, index, next);
+  }
   if (plan->direction == NR_BACKWARD) {
     meet(m);
     for (int32_t i = 0; i < plan->num_segments; i++) {

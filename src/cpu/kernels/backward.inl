@@ -1,38 +1,39 @@
 /*
  * The backward body: one for every norm, rope, layout, dtype and instruction set. With dy the transposed rotation of
- * grad_y, dxhat = weight * dy, and rstd split into scale, a power of two, and fraction, u = (x - mean) * scale,
+ * grad_y, dxhat = weight * dy and xhat = (x - mean) * rstd,
  *
- *   grad_x = rstd * dxhat - (rstd * mean(dxhat) + u * rstd * fraction^2 * mean(dxhat * u))
- *   grad_weight += dy * u * fraction,  grad_bias += dy
+ *   grad_x = rstd * dxhat - (rstd * mean(dxhat) + xhat * rstd * mean(dxhat * xhat))
+ *   grad_weight += dy * xhat,  grad_bias += dy
  *
- * with means over the channels that share statistics. That is the gradient of the definition, its factors sorted so
- * that little is rounded on the way: u * scale is exact, and the result is one fused multiply-add of dxhat and a
- * correction that is small in long rows, whose factors are made in float64.
+ * with means over the channels that share statistics, their factors made in float64. xhat is x * rstd - mean * rstd
+ * with the second product as the sum of two floats, `high` and `low`, so that it is good to float32 however large the
+ * mean; the result is one fused multiply-add of dxhat and a correction that is small in long rows.
  *
- * A group of rows is read, and dxhat kept, to make the sums over channels; then x is read again, from the first-level
- * cache, to make the result. In between stands a chain of dependent operations, so the next group is read first. The
- * rows of a group add their part of the parameter gradients in registers, groups in float32, and FLUSH of those in
- * float64.
+ * A group of rows is read, and dxhat and xhat kept in the first-level cache, to make the sums over channels; then they
+ * are read again to make the result. In between stands a chain of dependent operations, so the next group is read
+ * first. The rows of a group add their part of the parameter gradients in registers, groups in float32, and FLUSH of
+ * those in float64.
  *
  * With statistics over all heads a group is ROWS positions of one head, and all heads are read before any result is
- * made; dxhat is kept where there is room, else made again.
+ * made; dxhat and xhat are kept where there is room, else made again.
  */
 
 enum {
-  FLUSH = 32,                                 /* groups whose parts of a parameter gradient are added in float32 */
-  KEPT = (NR_MAX_DIM + HALF_CHUNK) * ROWS * 8 /* floats of dxhat that may be kept: 130 KiB, of the second-level cache */
+  FLUSH = 32,     /* groups whose parts of a parameter gradient are added in float32 */
+  KEPT = 48 << 10 /* floats that may be kept for all heads: 192 KiB, of the second-level cache */
 };
 
 typedef struct backward_group {
   int64_t rows;                  /* ROWS or 1 */
   const char *g[ROWS], *x[ROWS]; /* the rows' elements side by side; with TURN_PLAIN g is dy, in floats */
-  const char *g_ahead[ROWS], *x_ahead[ROWS];
+  char *g_ahead[ROWS], *x_ahead[ROWS];
   bool one_position; /* of whole groups: all rows have the tables of the first */
   const float *cos[ROWS], *sin[ROWS];
-  float mean[ROWS], rstd[ROWS], fraction[ROWS], scale[ROWS], offset[ROWS]; /* offset = -mean * scale */
-  float shift[ROWS], slope[ROWS];   /* -rstd * mean(dxhat), rstd * fraction^2 * mean(dxhat * u) */
-  double sum_d[ROWS], sum_du[ROWS]; /* of dxhat, of dxhat * u */
-  float *dxhat[ROWS];               /* scratch */
+  float mean[ROWS], rstd[ROWS], high[ROWS], low[ROWS]; /* high + low = -mean * rstd */
+  bool huge[ROWS], any_huge;                           /* mean * rstd is out of range */
+  float shift[ROWS], slope[ROWS];                      /* -rstd * mean(dxhat), rstd * mean(dxhat * xhat) */
+  double sum_d[ROWS], sum_dx[ROWS];                    /* of dxhat, of dxhat * xhat */
+  float *dxhat[ROWS], *xhat[ROWS];                     /* scratch */
   char *out[ROWS];
   scratch *g_strided, *x_strided; /* [ROWS] */
 } backward_group;
@@ -51,18 +52,30 @@ typedef struct backward_state {
   int64_t added; /* groups whose sums are in the float32 parts */
 } backward_state;
 
-/* What follows from the means and the rstds. scale is the power of two at or below rstd, but no subnormal, and 1 where
-   there is none or it would take -mean * scale out of range. */
-INLINE void split_statistics(backward_group *of) {
+/* What follows from the means and the rstds; like the next one, in loops that become vectors. */
+INLINE void split_product(backward_group *of) {
+  float high[ROWS], low[ROWS];
   for (int64_t r = 0; r < ROWS; r++) {
-    uint32_t exponent = nr_bits_f32(of->rstd[r]) & 0x7f800000u;
-    float scale = nr_f32_bits(exponent);
-    scale = exponent == 0 ? 0x1p-126f : scale;
-    scale = exponent == 0x7f800000u || of->rstd[r] == 0 || !(fabsf(of->mean[r] * scale) <= FLT_MAX) ? 1 : scale;
-    of->scale[r] = scale;
-    of->fraction[r] = of->rstd[r] / scale;
-    of->offset[r] = -of->mean[r] * scale;
+    high[r] = -(of->mean[r] * of->rstd[r]);
+    low[r] = fmaf(-of->mean[r], of->rstd[r], -high[r]);
   }
+  of->any_huge = false;
+  for (int64_t r = 0; r < ROWS; r++)
+    of->any_huge |= of->huge[r] = fabsf(high[r]) > FLT_MAX;
+  memcpy(of->high, high, sizeof high);
+  memcpy(of->low, low, sizeof low);
+}
+
+/* What a group's sums come to, with `share` one over the number of channels. */
+INLINE void backward_means(backward_group *of, double share) {
+  double shift[ROWS], slope[ROWS];
+  for (int64_t r = 0; r < ROWS; r++) {
+    double rstd = of->rstd[r];
+    shift[r] = -rstd * share * of->sum_d[r];
+    slope[r] = rstd * share * of->sum_dx[r];
+  }
+  for (int64_t r = 0; r < ROWS; r++)
+    of->shift[r] = (float)shift[r], of->slope[r] = (float)slope[r];
 }
 
 /* What row r turns by, in the chunk at channel d. */
@@ -87,12 +100,12 @@ INLINE v32 turned_back(const nr_segment *s, turn how, angles by, const char *row
 }
 
 typedef struct backward_sums {
-  v16 d[ROWS], du[ROWS];
+  v16 d[ROWS], dx[ROWS];
 } backward_sums;
 
 /* dxhat in the chunk at channel d of a group's rows, and what they add to the sums over channels and rows. */
 INLINE void backward_chunk(const backward_state *t, const backward_group *of, backward_sums *sums, nr_dtype dtype,
-                           turn how, bool one_position, int64_t rows, nr_norm norm, int64_t d, int64_t n) {
+                           turn how, bool one_position, bool huge, int64_t rows, nr_norm norm, int64_t d, int64_t n) {
   const nr_segment *s = t->b->segment;
   const v32 zero = both(v16_set(0));
   const bool weighs = nr_norm_weighs(norm), centres = nr_norm_centres(norm);
@@ -106,13 +119,19 @@ INLINE void backward_chunk(const backward_state *t, const backward_group *of, ba
     put(of->dxhat[r], d, dxhat);
     if (norm == NR_NORM_NONE)
       continue;
-    v32 u = each_fma(load(of->x[r], dtype, d, n), both(v16_set(of->scale[r])), both(v16_set(of->offset[r])));
-    u = first_channels(u, dtype, n);
-    if (centres)
+    v32 x = load(of->x[r], dtype, d, n), rstd = both(v16_set(of->rstd[r])), xhat;
+    if (centres) {
+      xhat = huge && of->huge[r] ? each_mul(each_sub(x, both(v16_set(of->mean[r]))), rstd)
+                                 : each_add(each_fma(x, rstd, both(v16_set(of->high[r]))), both(v16_set(of->low[r])));
+      xhat = first_channels(xhat, dtype, n);
       sums->d[r] = v16_add(v16_add(sums->d[r], dxhat.a), dxhat.b);
-    sums->du[r] = v16_fma(dxhat.b, u.b, v16_fma(dxhat.a, u.a, sums->du[r]));
+    } else {
+      xhat = each_mul(x, rstd);
+    }
+    put(of->xhat[r], d, xhat);
+    sums->dx[r] = v16_fma(dxhat.b, xhat.b, v16_fma(dxhat.a, xhat.a, sums->dx[r]));
     if (weighs)
-      dweight = each_fma(dy, each_mul(u, both(v16_set(of->fraction[r]))), dweight);
+      dweight = each_fma(dy, xhat, dweight);
     if (weighs && centres)
       dbias = each_add(dbias, dy);
   }
@@ -123,55 +142,56 @@ INLINE void backward_chunk(const backward_state *t, const backward_group *of, ba
 }
 
 INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype dtype, turn how, bool one_position,
-                           int64_t rows, nr_norm norm) {
+                           bool huge, int64_t rows, nr_norm norm) {
   const int64_t dim = t->b->segment->dim, whole = dim / CHUNK * CHUNK;
   const int64_t turned = how == TURN_PLAIN || t->tables.turned > whole ? whole : t->tables.turned;
   backward_sums sums;
   UNROLLED
   for (int64_t r = 0; r < ROWS; r++)
-    sums.d[r] = sums.du[r] = v16_set(0);
+    sums.d[r] = sums.dx[r] = v16_set(0);
   int64_t d = 0;
   for (; d < turned; d += CHUNK)
-    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, CHUNK);
+    backward_chunk(t, of, &sums, dtype, how, one_position, huge, rows, norm, d, CHUNK);
   if (how != TURN_PLAIN)
     for (; d < whole; d += CHUNK)
-      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, CHUNK);
+      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, huge, rows, norm, d, CHUNK);
   if (d < dim && how != TURN_CHUNKS && (how != TURN_ADJACENT || t->tables.turned == dim))
-    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, dim - d);
+    backward_chunk(t, of, &sums, dtype, how, one_position, huge, rows, norm, d, dim - d);
   else if (d < dim)
-    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, dim - d);
-  float sum_d[ROWS] = {0}, sum_du[ROWS] = {0};
+    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, huge, rows, norm, d, dim - d);
+  float sum_d[ROWS] = {0}, sum_dx[ROWS] = {0};
   if (nr_norm_centres(norm))
     v16_sum4(sums.d, sum_d);
   if (norm != NR_NORM_NONE)
-    v16_sum4(sums.du, sum_du);
+    v16_sum4(sums.dx, sum_dx);
   for (int64_t r = 0; r < ROWS; r++)
-    of->sum_d[r] = (double)sum_d[r], of->sum_du[r] = (double)sum_du[r];
+    of->sum_d[r] = (double)sum_d[r], of->sum_dx[r] = (double)sum_dx[r];
 }
 /* The same for whole groups of one position, with the norm as a constant. */
 INLINE void backward_whole(const backward_state *t, backward_group *of, nr_dtype dtype, turn how) {
   switch (t->b->segment->norm) {
-  case NR_NORM_NONE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_NONE); break;
-  case NR_NORM_LAYER: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_LAYER); break;
-  case NR_NORM_LAYER_AFFINE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_LAYER_AFFINE); break;
-  case NR_NORM_RMS: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_RMS); break;
-  case NR_NORM_RMS_AFFINE: backward_terms(t, of, dtype, how, true, ROWS, NR_NORM_RMS_AFFINE); break;
+  case NR_NORM_NONE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_NONE); break;
+  case NR_NORM_LAYER: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_LAYER); break;
+  case NR_NORM_LAYER_AFFINE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_LAYER_AFFINE); break;
+  case NR_NORM_RMS: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_RMS); break;
+  case NR_NORM_RMS_AFFINE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_RMS_AFFINE); break;
   }
 }
 
 /* dxhat of a group, and its sums; a function for each dtype and way of turning. */
 #define TERMS(dtype, how)                                                                                              \
   APART void terms_##dtype##_##how(const backward_state *t, backward_group *of) {                                      \
-    if (V16_REGISTERS && of->rows == ROWS && (TURN_##how == TURN_NONE || of->one_position))                            \
+    const nr_norm norm = t->b->segment->norm;                                                                          \
+    if (V16_REGISTERS && of->rows == ROWS && !of->any_huge && (TURN_##how == TURN_NONE || of->one_position))           \
       backward_whole(t, of, NR_##dtype, TURN_##how);                                                                   \
-    else if (V16_REGISTERS && of->rows == ROWS)                                                                        \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, ROWS, t->b->segment->norm);                                 \
+    else if (V16_REGISTERS && of->rows == ROWS && !of->any_huge)                                                       \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, false, ROWS, norm);                                         \
     else                                                                                                               \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, of->rows, t->b->segment->norm);                             \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, of->any_huge, of->rows, norm);                              \
   }
 #define TERMS_PLAIN(dtype)                                                                                             \
   APART void terms_##dtype##_PLAIN(const backward_state *t, backward_group *of) {                                      \
-    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, of->rows, t->b->segment->norm);                               \
+    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, of->any_huge, of->rows, t->b->segment->norm);                 \
   }
 #define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS_PLAIN(dtype)
 TERMS_OF(F32)
@@ -185,36 +205,24 @@ TERMS_OF(BF16)
 static void (*const terms_functions[3][4])(const backward_state *, backward_group *) = {TERMS_ROW(F32), TERMS_ROW(F16),
                                                                                         TERMS_ROW(BF16)};
 
-/* What a group's sums come to, for `channels` of them. */
-INLINE void backward_means(backward_group *of, int64_t channels) {
-  double share = 1 / (double)channels;
-  for (int64_t r = 0; r < ROWS; r++) {
-    double rstd = of->rstd[r], fraction = of->fraction[r];
-    of->shift[r] = (float)(-rstd * share * of->sum_d[r]);
-    of->slope[r] = (float)(rstd * fraction * fraction * share * of->sum_du[r]);
-  }
-}
-
 /* A group's grad_x into rows of `to`. */
 INLINE void backward_make(const backward_state *t, const backward_group *of, nr_dtype dtype, char *const *to,
                           bool stream) {
-  const nr_segment *s = t->b->segment;
-  const bool norm = s->norm != NR_NORM_NONE;
-  const int64_t dim = s->dim;
+  const bool norm = t->b->segment->norm != NR_NORM_NONE;
+  const int64_t dim = t->b->segment->dim;
   for (int64_t r = 0; r < of->rows; r++) {
-    const float *const dxhat = of->dxhat[r];
-    const v32 scale = both(v16_set(of->scale[r])), offset = both(v16_set(of->offset[r]));
-    const v32 rstd = both(v16_set(of->rstd[r])), shift = both(v16_set(of->shift[r]));
-    const v32 slope = both(v16_set(of->slope[r]));
+    const float *const dxhat = of->dxhat[r], *const xhat = of->xhat[r];
+    const char *const ahead = of->x_ahead[r];
+    char *const row = to[r];
+    const v32 rstd = both(v16_set(of->rstd[r])), shift = both(v16_set(of->shift[r])),
+              slope = both(v16_set(of->slope[r]));
     for (int64_t d = 0; d < dim; d += CHUNK) {
-      int64_t n = in_chunk(dim, d);
       v32 value = get(dxhat, d);
       if (norm) {
-        bring(of->x_ahead[r], dtype, d);
-        v32 u = each_fma(load(of->x[r], dtype, d, n), scale, offset);
-        value = each_fma(value, rstd, each_fnma(u, slope, shift));
+        bring(ahead, dtype, d);
+        value = each_fma(value, rstd, each_fnma(get(xhat, d), slope, shift));
       }
-      store(to[r], dtype, d, n, value, stream);
+      store(row, dtype, d, in_chunk(dim, d), value, stream);
     }
   }
 }
@@ -243,50 +251,68 @@ APART void backward_store(const backward_state *t, const backward_group *of, nr_
       scatter(&s->grad_x, out.row[r], dtype, s->dim, made[r]);
 }
 
-/* Row r of a group and what comes next, the row's place in the tile being `position`. */
-INLINE void read_gradient(backward_state *t, backward_group *of, nr_dtype dtype, int64_t r, int64_t position,
-                          const char *g) {
+/* The gradients of a group's rows: the elements side by side, or with TURN_PLAIN turned back already. */
+INLINE void read_gradients(backward_state *t, backward_group *of, nr_dtype dtype, int64_t rows, char *const *g,
+                           const int64_t *position) {
   const nr_segment *s = t->b->segment;
-  of->cos[r] = t->tables.cos + position * t->pitch;
-  of->sin[r] = t->tables.sin + position * t->pitch;
-  if (t->tables.turn == TURN_PLAIN) {
-    scratch plain;
-    load_row(&s->grad_y, g, dtype, s->dim, plain.channel, NR_F32);
-    turn_plain(s, &t->tables, position, true, plain.channel, of->g_strided[r].channel);
-    g = (const char *)of->g_strided[r].channel;
-  } else {
-    g = gathered(&s->grad_y, g, dtype, s->dim, &of->g_strided[r]);
+  if (t->tables.turn != TURN_PLAIN) {
+    gather(&s->grad_y, g, dtype, s->dim, rows, of->g_strided, of->g);
+    return;
   }
-  of->g[r] = g;
+  for (int64_t r = 0; r < rows; r++) {
+    scratch plain;
+    load_row(&s->grad_y, g[r], dtype, s->dim, plain.channel, NR_F32);
+    turn_plain(s, &t->tables, position[r], true, plain.channel, of->g_strided[r].channel);
+    of->g[r] = (const char *)of->g_strided[r].channel;
+  }
 }
 
-INLINE void load_statistics(backward_state *t, backward_group *of, int64_t r, bool turns) {
-  const char *mean = take(&t->mean, turns), *rstd = take(&t->rstd, turns);
-  of->mean[r] = mean ? *(const float *)mean : 0;
-  of->rstd[r] = rstd ? *(const float *)rstd : 1;
+/* The next rows' means and rstds. */
+INLINE void read_statistics(backward_state *t, backward_group *of, int64_t rows) {
+  char *mean[ROWS], *rstd[ROWS];
+  take(&t->mean, &t->at, rows, mean);
+  take(&t->rstd, &t->at, rows, rstd);
+  for (int64_t r = 0; r < ROWS; r++)
+    of->mean[r] = 0, of->rstd[r] = 1;
+  for (int64_t r = 0; r < rows && t->mean.at; r++)
+    of->mean[r] = *(const float *)mean[r];
+  for (int64_t r = 0; r < rows && t->rstd.at; r++)
+    of->rstd[r] = *(const float *)rstd[r];
+  split_product(of);
+}
+
+/* The next rows of the walk. */
+INLINE void read_rows(backward_state *t, backward_group *of, nr_dtype dtype, int64_t rows, bool statistics,
+                      bool gradients) {
+  const nr_segment *s = t->b->segment;
+  char *g[ROWS], *x[ROWS];
+  int64_t position[ROWS];
+  take(&t->g, &t->at, rows, g);
+  take(&t->x, &t->at, rows, x);
+  take(&t->out, &t->at, rows, of->out);
+  take_ahead(&t->g_ahead, rows, g, of->g_ahead);
+  take_ahead(&t->x_ahead, rows, x, of->x_ahead);
+  of->one_position = t->at.by == BY_POSITION && in_run(&t->at, rows);
+  positions_of(&t->at, rows, position);
+  for (int64_t r = 0; r < rows; r++) {
+    of->cos[r] = t->tables.cos + position[r] * t->pitch;
+    of->sin[r] = t->tables.sin + position[r] * t->pitch;
+  }
+  if (s->norm)
+    gather(&s->x, x, dtype, s->dim, rows, of->x_strided, of->x);
+  if (gradients)
+    read_gradients(t, of, dtype, rows, g, position);
+  if (statistics)
+    read_statistics(t, of, rows);
+  step(&t->at, rows);
 }
 
 /* The next rows of the walk, as many as the group has. */
 INLINE void read_group(backward_state *t, backward_group *of, nr_dtype dtype, bool statistics, bool gradients) {
-  const nr_segment *s = t->b->segment;
-  const int64_t last = t->at.inner + of->rows;
-  of->one_position = t->at.by == BY_POSITION && last <= t->at.run;
-  for (int64_t r = 0; r < of->rows; r++) {
-    const int64_t position = position_of(&t->at);
-    const bool turns = step(&t->at);
-    const char *g = take(&t->g, turns), *x = take(&t->x, turns);
-    of->out[r] = take(&t->out, turns);
-    of->g_ahead[r] = next_ahead(&t->g_ahead, g);
-    of->x_ahead[r] = next_ahead(&t->x_ahead, x);
-    if (gradients)
-      read_gradient(t, of, dtype, r, position, g);
-    if (s->norm)
-      of->x[r] = gathered(&s->x, x, dtype, s->dim, &of->x_strided[r]);
-    if (statistics)
-      load_statistics(t, of, r, turns);
-  }
-  if (statistics)
-    split_statistics(of);
+  if (V16_REGISTERS && of->rows == ROWS)
+    read_rows(t, of, dtype, ROWS, statistics, gradients);
+  else
+    read_rows(t, of, dtype, of->rows, statistics, gradients);
 }
 
 /* Begins a walk over `count` positions from `first` on. */
@@ -352,17 +378,23 @@ INLINE int64_t rows_together(const backward_state *t, int64_t left, bool differ)
   return left < ROWS || (!alike && t->at.inner + ROWS > t->at.run) ? 1 : ROWS;
 }
 
+/* Where a group keeps dxhat and xhat: 2 * ROWS rows of scratch. */
+INLINE void keep_in(backward_group *of, float *scratch_rows, int64_t pitch) {
+  for (int64_t r = 0; r < ROWS; r++)
+    of->dxhat[r] = scratch_rows + r * pitch, of->xhat[r] = scratch_rows + (ROWS + r) * pitch;
+}
+
 /* Statistics over each head. */
 INLINE void backward_heads(backward_state *t, nr_dtype dtype) {
   const nr_segment *s = t->b->segment;
   const bool differ = heads_differ(s);
-  _Alignas(LINE) float dxhat[2][ROWS * (NR_MAX_DIM + HALF_CHUNK)];
+  const double share = 1 / (double)s->dim;
+  _Alignas(LINE) float kept[2][2 * ROWS * (NR_MAX_DIM + HALF_CHUNK)];
   scratch g_strided[ROWS], x_strided[2][ROWS];
   backward_group groups[2], *group = groups, *read = NULL;
   for (int i = 0; i < 2; i++) {
     groups[i] = (backward_group){.g_strided = g_strided, .x_strided = x_strided[i]};
-    for (int64_t r = 0; r < ROWS; r++)
-      groups[i].dxhat[r] = dxhat[i] + r * t->pitch;
+    keep_in(&groups[i], kept[i], t->pitch);
   }
   if (!differ)
     begin_head(t, dtype, 0);
@@ -378,7 +410,7 @@ INLINE void backward_heads(backward_state *t, nr_dtype dtype) {
       terms_functions[dtype][t->tables.turn](t, group);
       if (read)
         backward_store(t, read, dtype);
-      backward_means(group, s->dim);
+      backward_means(group, share);
       read = group;
       group = &groups[group == groups];
       if (!differ)
@@ -392,32 +424,28 @@ INLINE void backward_heads(backward_state *t, nr_dtype dtype) {
 }
 
 /* Statistics over all heads, of the group's positions from `first` on. */
-INLINE void backward_positions(backward_state *t, nr_dtype dtype, backward_group *group, int64_t first, float *dxhat) {
+INLINE void backward_positions(backward_state *t, nr_dtype dtype, backward_group *group, int64_t first, float *rows) {
   const nr_segment *s = t->b->segment;
-  const int64_t room = ROWS * t->pitch;
+  const int64_t room = 2 * ROWS * t->pitch;
   const bool kept = s->heads * room <= KEPT;
-  double sum_d[ROWS] = {0}, sum_du[ROWS] = {0};
+  double sum_d[ROWS] = {0}, sum_dx[ROWS] = {0};
   begin_walk(t, BY_HEAD, first, group->rows);
-  for (int64_t r = 0; r < group->rows; r++)
-    load_statistics(t, group, r, false);
-  split_statistics(group);
+  read_statistics(t, group, group->rows);
   for (int64_t n = 0; n < s->heads; n++) {
     begin_head(t, dtype, n);
-    for (int64_t r = 0; r < ROWS; r++)
-      group->dxhat[r] = dxhat + (kept ? n * room : 0) + r * t->pitch;
+    keep_in(group, rows + (kept ? n * room : 0), t->pitch);
     read_group(t, group, dtype, false, true);
     terms_functions[dtype][t->tables.turn](t, group);
     for (int64_t r = 0; r < ROWS; r++)
-      sum_d[r] += group->sum_d[r], sum_du[r] += group->sum_du[r];
+      sum_d[r] += group->sum_d[r], sum_dx[r] += group->sum_dx[r];
   }
   memcpy(group->sum_d, sum_d, sizeof sum_d);
-  memcpy(group->sum_du, sum_du, sizeof sum_du);
-  backward_means(group, s->heads * s->dim);
+  memcpy(group->sum_dx, sum_dx, sizeof sum_dx);
+  backward_means(group, 1 / (double)(s->heads * s->dim));
   begin_walk(t, BY_HEAD, first, group->rows);
   t->g_ahead.rows.at = t->x_ahead.rows.at = NULL; /* that has come */
   for (int64_t n = 0; n < s->heads; n++) {
-    for (int64_t r = 0; r < ROWS; r++)
-      group->dxhat[r] = dxhat + (kept ? n * room : 0) + r * t->pitch;
+    keep_in(group, rows + (kept ? n * room : 0), t->pitch);
     if (!kept)
       begin_head(t, dtype, n);
     read_group(t, group, dtype, false, !kept);
@@ -430,14 +458,14 @@ INLINE void backward_positions(backward_state *t, nr_dtype dtype, backward_group
 }
 
 INLINE void backward_all_heads(backward_state *t, nr_dtype dtype) {
-  _Alignas(LINE) float dxhat[KEPT];
+  _Alignas(LINE) float kept[KEPT];
   scratch g_strided[ROWS], x_strided[ROWS];
   backward_group group = {.g_strided = g_strided, .x_strided = x_strided};
   while (next_tile(t->b, &t->tile)) {
     begin_tile(t, dtype);
     group.rows = t->tile.count < ROWS ? 1 : ROWS;
     for (int64_t first = 0; first < t->tile.count; first += group.rows)
-      backward_positions(t, dtype, &group, t->tile.first + first, dxhat);
+      backward_positions(t, dtype, &group, t->tile.first + first, kept);
     count_added(t, heads_differ(t->b->segment) ? 1 : t->b->segment->heads, false);
   }
 }

@@ -14,13 +14,12 @@
 enum { SQUARES_PART = 4 * CHUNK /* channels whose squares are added in float32 */, STAGES = 3 };
 
 typedef struct forward_group {
-  int64_t rows;                      /* ROWS or 1 */
-  const tables *tables;              /* of the tile */
-  const char *x[ROWS], *ahead[ROWS]; /* the rows' elements side by side; what comes next */
-  char *y[ROWS], *mean_at[ROWS], *rstd_at[ROWS];
+  int64_t rows;                                                /* ROWS or 1 */
+  const tables *tables;                                        /* of the tile */
+  const char *x[ROWS];                                         /* the rows' elements side by side */
+  char *ahead[ROWS], *y[ROWS], *mean_at[ROWS], *rstd_at[ROWS]; /* what comes next; where results go */
   const float *cos[ROWS], *sin[ROWS];
-  int64_t in_tables[ROWS];
-  bool one_position;                                     /* of whole groups: all rows have the tables of the first */
+  int64_t position[ROWS];                                /* of the tile */
   float mean[ROWS], rest[ROWS], rstd[ROWS], shift[ROWS]; /* shift = -rest * rstd */
   double sum[ROWS], squares[ROWS];
   scratch *strided; /* [ROWS] */
@@ -37,26 +36,23 @@ typedef struct forward_state {
   prefetch ahead;
 } forward_state;
 
-/* First stage: the sum of each row, added to that of other heads. */
-INLINE void forward_sum(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows) {
-  const nr_segment *s = t->b->segment;
-  const bool centres = nr_norm_centres(s->norm);
+/* First stage, where the norm centres: the sum of each row, added to that of other heads. */
+INLINE void forward_sum(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows, bool centres) {
+  const int64_t dim = t->b->segment->dim;
   v16 sum[ROWS];
   float sums[ROWS];
   for (int64_t r = 0; r < ROWS; r++)
     sum[r] = v16_set(0);
-  for (int64_t d = 0; d < s->dim; d += CHUNK) {
-    int64_t n = in_chunk(s->dim, d);
+  for (int64_t d = 0; d < dim; d += CHUNK) {
+    bring(of->ahead[0], dtype, d);
     UNROLLED
-    for (int64_t r = 0; r < rows; r++) {
-      if (r == 0)
-        bring(of->ahead[r], dtype, d);
-      if (!centres)
-        continue;
-      v32 x = load(of->x[r], dtype, d, n);
+    for (int64_t r = 0; r < rows && centres; r++) {
+      v32 x = load(of->x[r], dtype, d, in_chunk(dim, d));
       sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
     }
   }
+  if (!centres)
+    return;
   v16_sum4(sum, sums);
   for (int64_t r = 0; r < ROWS; r++)
     of->sum[r] += (double)sums[r];
@@ -75,36 +71,43 @@ INLINE void forward_mean(forward_group *of, int64_t channels) {
   }
 }
 
+/* The sums of a group's chunk at channel d. */
+INLINE void squares_chunk(const forward_group *of, nr_dtype dtype, int64_t rows, bool centres, v16 *sum, v16 *square,
+                          int64_t d, int64_t n) {
+  UNROLLED
+  for (int64_t r = 0; r < rows; r++) {
+    v32 x = load(of->x[r], dtype, d, n);
+    if (centres) {
+      x = first_channels(each_sub(x, both(v16_set(of->mean[r]))), dtype, n);
+      sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
+    }
+    square[r] = v16_fma(x.b, x.b, v16_fma(x.a, x.a, square[r]));
+  }
+}
+
 /* Second stage: of x - mean the sum and that of the squares, added to those of other heads. */
-INLINE void forward_squares(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows) {
-  const nr_segment *s = t->b->segment;
-  const bool centres = nr_norm_centres(s->norm);
+INLINE void forward_squares(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows, bool centres) {
+  const int64_t dim = t->b->segment->dim;
   const v16 zero = v16_set(0);
   v16 sum[ROWS] = {zero, zero, zero, zero};
   float sums[ROWS];
-  for (int64_t part = 0; part < s->dim; part += SQUARES_PART) {
+  for (int64_t part = 0; part < dim; part += SQUARES_PART) {
+    const int64_t end = dim - part < SQUARES_PART ? dim : part + SQUARES_PART;
     v16 square[ROWS] = {zero, zero, zero, zero};
-    for (int64_t d = part; d < s->dim && d < part + SQUARES_PART; d += CHUNK) {
-      int64_t n = in_chunk(s->dim, d);
-      UNROLLED
-      for (int64_t r = 0; r < rows; r++) {
-        v32 x = load(of->x[r], dtype, d, n);
-        if (centres) {
-          x = first_channels(each_sub(x, both(v16_set(of->mean[r]))), dtype, n);
-          sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
-        }
-        square[r] = v16_fma(x.b, x.b, v16_fma(x.a, x.a, square[r]));
-      }
-    }
+    int64_t d = part;
+    for (; d + CHUNK <= end; d += CHUNK)
+      squares_chunk(of, dtype, rows, centres, sum, square, d, CHUNK);
+    if (d < end)
+      squares_chunk(of, dtype, rows, centres, sum, square, d, end - d);
     v16_sum4(square, sums);
     for (int64_t r = 0; r < ROWS; r++)
       of->squares[r] += (double)sums[r];
   }
-  if (centres) {
-    v16_sum4(sum, sums);
-    for (int64_t r = 0; r < ROWS; r++)
-      of->sum[r] += (double)sums[r];
-  }
+  if (!centres)
+    return;
+  v16_sum4(sum, sums);
+  for (int64_t r = 0; r < ROWS; r++)
+    of->sum[r] += (double)sums[r];
 }
 
 /* The squares were taken from a mean that lacks `rest`; an infinite mean lacks nothing. In loops that become vectors.
@@ -128,22 +131,35 @@ INLINE void forward_rstd(const forward_state *t, forward_group *of, int64_t chan
     of->shift[r] = -of->rest[r] * of->rstd[r];
 }
 
-INLINE void forward_keep(const forward_group *of) {
-  for (int64_t r = 0; r < of->rows; r++) {
-    if (of->mean_at[r])
-      *(float *)of->mean_at[r] = nr_f32_quiet((float)((double)of->mean[r] + of->rest[r]));
-    if (of->rstd_at[r])
-      *(float *)of->rstd_at[r] = nr_f32_quiet(of->rstd[r]);
-  }
+/* Stores some statistics. */
+INLINE void forward_keep(const forward_group *of, const float *value, char *const *to) {
+  float quiet[ROWS];
+  for (int64_t r = 0; r < ROWS; r++)
+    quiet[r] = value[r] == value[r] ? value[r] : nr_f32_bits(0x7fc00000u);
+  for (int64_t r = 0; r < of->rows; r++)
+    *(float *)to[r] = quiet[r];
+}
+
+INLINE void forward_statistics(const forward_state *t, const forward_group *of) {
+  float mean[ROWS];
+  for (int64_t r = 0; r < ROWS; r++)
+    mean[r] = (float)((double)of->mean[r] + of->rest[r]);
+  if (t->mean.at)
+    forward_keep(of, mean, of->mean_at);
+  if (t->rstd.at)
+    forward_keep(of, of->rstd, of->rstd_at);
 }
 
 /* The first two stages for each dtype, for whole groups and for single rows. */
 #define STAGE(name, dtype)                                                                                             \
   APART void name##_##dtype(const forward_state *t, forward_group *of) {                                               \
-    if (V16_REGISTERS && of->rows == ROWS)                                                                             \
-      forward_##name(t, of, NR_##dtype, ROWS);                                                                         \
+    const bool centres = nr_norm_centres(t->b->segment->norm);                                                         \
+    if (!V16_REGISTERS || of->rows < ROWS)                                                                             \
+      forward_##name(t, of, NR_##dtype, of->rows, centres);                                                            \
+    else if (centres)                                                                                                  \
+      forward_##name(t, of, NR_##dtype, ROWS, true);                                                                   \
     else                                                                                                               \
-      forward_##name(t, of, NR_##dtype, V16_REGISTERS ? 1 : of->rows);                                                 \
+      forward_##name(t, of, NR_##dtype, ROWS, false);                                                                  \
   }
 #define STAGE_OF(name)                                                                                                 \
   STAGE(name, F32)                                                                                                     \
@@ -163,11 +179,6 @@ INLINE affine parameters(const forward_state *t, nr_norm norm, int64_t d) {
   const v32 zero = both(v16_set(0));
   return (affine){nr_norm_weighs(norm) ? get(t->weight, d) : zero,
                   norm == NR_NORM_LAYER_AFFINE ? get(t->bias, d) : zero};
-}
-
-/* What row r turns by, in the chunk at channel d. */
-INLINE angles forward_angles(const forward_group *of, int64_t r, int64_t d) {
-  return (angles){get(of->cos[r], d), get(of->sin[r], d)};
 }
 
 /* The chunk at channel d of row r before it turns. */
@@ -193,17 +204,16 @@ INLINE void forward_plain(const forward_state *t, const forward_group *of, nr_dt
     v32 value = normalised(of, dtype, s->norm, parameters(t, s->norm, d), r, d, in_chunk(s->dim, d));
     put(y.channel, d, arranged(value, dtype, NR_F32));
   } while ((d += CHUNK) < s->dim);
-  turn_plain(s, of->tables, of->in_tables[r], false, y.channel, turned.channel);
+  turn_plain(s, of->tables, of->position[r], false, y.channel, turned.channel);
   for (d = 0; d < s->dim; d += CHUNK)
     store(to, dtype, d, in_chunk(s->dim, d), arranged(get(turned.channel, d), NR_F32, dtype), false);
 }
 
 /* The chunk at channel d of a group's rows; with TURN_CHUNKS its partner too. */
-INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, bool one_position,
-                          int64_t rows, nr_norm norm, char *const *to, bool stream, int64_t d, int64_t n) {
+INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, int64_t rows,
+                          nr_norm norm, char *const *to, bool stream, int64_t d, int64_t n) {
   const int64_t partner = how == TURN_CHUNKS ? d + t->b->segment->rope_width / 2 : d;
   const affine by = parameters(t, norm, d), by_partner = parameters(t, norm, partner);
-  angles at = {by.weight, by.weight}, at_partner = at; /* if rows turn, they are to be loaded yet */
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
     if (r > 0) {
@@ -212,59 +222,55 @@ INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dt
         bring(of->ahead[r], dtype, partner);
     }
     v32 y = normalised(of, dtype, norm, by, r, d, n);
-    if (how != TURN_NONE && (r == 0 || !one_position))
-      at = forward_angles(of, r, d), at_partner = forward_angles(of, r, partner);
     if (how == TURN_ADJACENT)
-      y = each_fma(y, at.cos, each_mul(swapped(y, dtype), at.sin));
+      y = each_fma(y, get(of->cos[r], d), each_mul(swapped(y, dtype), get(of->sin[r], d)));
     if (how == TURN_CHUNKS) {
       v32 other = normalised(of, dtype, norm, by_partner, r, partner, n);
-      v32 turned = each_fma(other, at_partner.cos, each_mul(y, at_partner.sin));
+      v32 turned = each_fma(other, get(of->cos[r], partner), each_mul(y, get(of->sin[r], partner)));
       store(to[r], dtype, partner, n, turned, stream);
-      y = each_fma(y, at.cos, each_mul(other, at.sin));
+      y = each_fma(y, get(of->cos[r], d), each_mul(other, get(of->sin[r], d)));
     }
     store(to[r], dtype, d, n, y, stream);
   }
 }
 
 /* y of a group's rows. */
-INLINE void forward_make(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, bool one_position,
-                         int64_t rows, nr_norm norm, char *const *to, bool stream) {
+INLINE void forward_make(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, int64_t rows,
+                         nr_norm norm, char *const *to, bool stream) {
   const nr_segment *s = t->b->segment;
   const int64_t dim = s->dim, whole = dim / CHUNK * CHUNK, half = s->rope_width / 2;
   const int64_t turned = of->tables->turned < whole ? of->tables->turned : whole;
   int64_t d = 0;
   for (; d < turned; d += CHUNK)
     if (how != TURN_CHUNKS || d % s->rope_width < half)
-      forward_chunk(t, of, dtype, how, one_position, rows, norm, to, stream, d, CHUNK);
+      forward_chunk(t, of, dtype, how, rows, norm, to, stream, d, CHUNK);
   for (; d < whole; d += CHUNK)
-    forward_chunk(t, of, dtype, TURN_NONE, true, rows, norm, to, stream, d, CHUNK);
+    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, to, stream, d, CHUNK);
   if (d < dim && how == TURN_ADJACENT && of->tables->turned == dim)
-    forward_chunk(t, of, dtype, how, one_position, rows, norm, to, stream, d, dim - d);
+    forward_chunk(t, of, dtype, how, rows, norm, to, stream, d, dim - d);
   else if (d < dim)
-    forward_chunk(t, of, dtype, TURN_NONE, true, rows, norm, to, stream, d, dim - d);
+    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, to, stream, d, dim - d);
 }
 
-/* The same for whole groups of one position, with the norm as a constant. */
+/* The same for whole groups, with the norm as a constant. */
 INLINE void forward_whole(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, char *const *to,
                           bool stream) {
   switch (t->b->segment->norm) {
-  case NR_NORM_NONE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_NONE, to, stream); break;
-  case NR_NORM_LAYER: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_LAYER, to, stream); break;
-  case NR_NORM_LAYER_AFFINE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_LAYER_AFFINE, to, stream); break;
-  case NR_NORM_RMS: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_RMS, to, stream); break;
-  case NR_NORM_RMS_AFFINE: forward_make(t, of, dtype, how, true, ROWS, NR_NORM_RMS_AFFINE, to, stream); break;
+  case NR_NORM_NONE: forward_make(t, of, dtype, how, ROWS, NR_NORM_NONE, to, stream); break;
+  case NR_NORM_LAYER: forward_make(t, of, dtype, how, ROWS, NR_NORM_LAYER, to, stream); break;
+  case NR_NORM_LAYER_AFFINE: forward_make(t, of, dtype, how, ROWS, NR_NORM_LAYER_AFFINE, to, stream); break;
+  case NR_NORM_RMS: forward_make(t, of, dtype, how, ROWS, NR_NORM_RMS, to, stream); break;
+  case NR_NORM_RMS_AFFINE: forward_make(t, of, dtype, how, ROWS, NR_NORM_RMS_AFFINE, to, stream); break;
   }
 }
 
 /* The third stage of a group for each dtype and way of turning. */
 #define MAKE(dtype, how)                                                                                               \
   APART void make_##dtype##_##how(const forward_state *t, const forward_group *of, char *const *to, bool stream) {     \
-    if (V16_REGISTERS && of->rows == ROWS && (TURN_##how == TURN_NONE || of->one_position))                            \
+    if (V16_REGISTERS && of->rows == ROWS)                                                                             \
       forward_whole(t, of, NR_##dtype, TURN_##how, to, stream);                                                        \
-    else if (V16_REGISTERS && of->rows == ROWS)                                                                        \
-      forward_make(t, of, NR_##dtype, TURN_##how, false, ROWS, t->b->segment->norm, to, stream);                       \
     else                                                                                                               \
-      forward_make(t, of, NR_##dtype, TURN_##how, false, of->rows, t->b->segment->norm, to, stream);                   \
+      forward_make(t, of, NR_##dtype, TURN_##how, of->rows, t->b->segment->norm, to, stream);                          \
   }
 #define MAKE_OF(dtype) MAKE(dtype, NONE) MAKE(dtype, ADJACENT) MAKE(dtype, CHUNKS)
 MAKE_OF(F32)
@@ -300,24 +306,31 @@ APART void forward_store(const forward_state *t, const forward_group *of, nr_dty
       scatter(&s->y, out.row[r], dtype, s->dim, made[r]);
 }
 
+/* The next rows of the walk. */
+INLINE void forward_rows(forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows) {
+  const nr_segment *s = t->b->segment;
+  char *x[ROWS];
+  take(&t->x, &t->at, rows, x);
+  take(&t->y, &t->at, rows, of->y);
+  take(&t->mean, &t->at, rows, of->mean_at);
+  take(&t->rstd, &t->at, rows, of->rstd_at);
+  take_ahead(&t->ahead, rows, x, of->ahead);
+  of->tables = t->tables;
+  positions_of(&t->at, rows, of->position);
+  for (int64_t r = 0; r < rows; r++) {
+    of->cos[r] = t->tables->cos + of->position[r] * t->pitch;
+    of->sin[r] = t->tables->sin + of->position[r] * t->pitch;
+  }
+  gather(&s->x, x, dtype, s->dim, rows, of->strided, of->x);
+  step(&t->at, rows);
+}
+
 /* The next rows of the walk, as many as the group has. */
 INLINE void forward_read(forward_state *t, forward_group *of, nr_dtype dtype) {
-  const nr_segment *s = t->b->segment;
-  of->tables = t->tables;
-  of->one_position = t->at.by == BY_POSITION && t->at.inner + of->rows <= t->at.run;
-  for (int64_t r = 0; r < of->rows; r++) {
-    const int64_t position = position_of(&t->at);
-    const bool turns = step(&t->at);
-    const char *x = take(&t->x, turns);
-    of->in_tables[r] = position;
-    of->cos[r] = t->tables->cos + position * t->pitch;
-    of->sin[r] = t->tables->sin + position * t->pitch;
-    of->x[r] = gathered(&s->x, x, dtype, s->dim, &of->strided[r]);
-    of->ahead[r] = next_ahead(&t->ahead, x);
-    of->y[r] = take(&t->y, turns);
-    of->mean_at[r] = take(&t->mean, turns);
-    of->rstd_at[r] = take(&t->rstd, turns);
-  }
+  if (V16_REGISTERS && of->rows == ROWS)
+    forward_rows(t, of, dtype, ROWS);
+  else
+    forward_rows(t, of, dtype, of->rows);
 }
 
 /* Begins a walk over `count` positions from `first` on. */
@@ -352,20 +365,34 @@ INLINE void forward_begin(forward_state *t, nr_dtype dtype) {
 /* Groups on their way through the stages. */
 typedef struct pipeline {
   forward_group group[STAGES];
-  int64_t read, squared, made; /* groups that are through each of them */
+  int64_t read, squared, known, made; /* groups that are through with reading, squares, rstd, and all */
 } pipeline;
 
-/* Takes groups on, so far that no stage waits for the one before; all the way at the end. */
-INLINE void forward_flow(const forward_state *t, pipeline *p, nr_dtype dtype, bool end) {
+/* The rstds of groups whose squares are known, and their statistics to where they are kept. */
+INLINE void forward_know(const forward_state *t, pipeline *p) {
   const nr_segment *s = t->b->segment;
-  for (; p->squared < p->read - !end; p->squared++) {
-    forward_group *group = &p->group[p->squared % STAGES];
+  for (; p->known < p->squared; p->known++) {
+    forward_group *of = &p->group[p->known % STAGES];
     if (!s->norm)
       continue;
-    squares_functions[dtype](t, group);
-    forward_rstd(t, group, s->dim);
-    forward_keep(group);
+    forward_rstd(t, of, s->dim);
+    forward_statistics(t, of);
   }
+}
+
+/* Takes groups on, each stage at what an earlier turn left it, so that none waits for another; at the end all the way.
+ */
+INLINE void forward_flow(const forward_state *t, pipeline *p, nr_dtype dtype, bool end) {
+  const nr_segment *s = t->b->segment;
+  forward_know(t, p);
+  for (; p->squared < p->read - !end; p->squared++) {
+    forward_group *of = &p->group[p->squared % STAGES];
+    forward_mean(of, s->dim);
+    if (s->norm)
+      squares_functions[dtype](t, of);
+  }
+  if (end)
+    forward_know(t, p);
   for (; p->made < p->read - (end ? 0 : STAGES - 1); p->made++)
     forward_store(t, &p->group[p->made % STAGES], dtype);
 }
@@ -374,8 +401,7 @@ INLINE void forward_flow(const forward_state *t, pipeline *p, nr_dtype dtype, bo
 INLINE void forward_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {
   const nr_segment *s = t->b->segment;
   const bool differ = tables_per_head(s) || per_head(&s->weight) || per_head(&s->bias);
-  const bool staged = t->b->stream && s->dim * size_of(dtype) % LINE; /* rows that follow each other make lines */
-  const order by = differ ? BY_HEAD : staged ? order_of(&s->y) : BY_POSITION;
+  const order by = differ ? BY_HEAD : order_of(&s->y);
   scratch strided[STAGES][ROWS];
   pipeline p = {.read = 0};
   for (int i = 0; i < STAGES; i++)
@@ -393,7 +419,6 @@ INLINE void forward_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {
       forward_read(t, group, dtype);
       forward_clear(group);
       sum_functions[dtype](t, group);
-      forward_mean(group, s->dim);
       forward_flow(t, &p, dtype, differ);
     }
   }
@@ -424,7 +449,7 @@ INLINE void forward_positions(forward_state *t, nr_dtype dtype, forward_group *g
   }
   forward_walk(t, BY_HEAD, first, group->rows);
   forward_read(t, group, dtype);
-  forward_keep(group);
+  forward_statistics(t, group);
 }
 
 INLINE void forward_all_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {

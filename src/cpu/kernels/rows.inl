@@ -107,6 +107,15 @@ INLINE const char *gathered(const nr_view *v, const char *row, nr_dtype dtype, i
   return (const char *)buffer->channel;
 }
 
+/* The same for some rows. */
+INLINE void gather(const nr_view *v, char *const *row, nr_dtype dtype, int64_t channels, int64_t rows, scratch *buffer,
+                   const char **to) {
+  for (int64_t r = 0; r < rows; r++)
+    to[r] = row[r];
+  for (int64_t r = 0; r < rows && v->stride[3] != 1; r++)
+    to[r] = gathered(v, row[r], dtype, channels, &buffer[r]);
+}
+
 /* The way back: copies elements side by side to a row, unless they are there already. */
 INLINE void scatter(const nr_view *v, char *row, nr_dtype dtype, int64_t channels, const char *from) {
   int64_t stride = v->stride[3];
@@ -170,8 +179,7 @@ INLINE bool next_tile(const nr_block *b, tile *t) {
   return t->count > 0;
 }
 
-/* Where a walk over rows stands: `run` rows are side by side in its order before it turns to the next head or position.
- */
+/* Where a walk over rows stands: `run` rows follow each other before it turns to the next head or position. */
 typedef struct cursor {
   order by;
   int64_t first; /* position, of the tile */
@@ -181,34 +189,53 @@ typedef struct cursor {
 INLINE cursor cursor_of(order by, int64_t first, int64_t positions, int64_t heads) {
   return (cursor){.by = by, .first = first, .run = by == BY_HEAD ? positions : heads};
 }
-INLINE int64_t position_of(const cursor *c) { return c->first + (c->by == BY_HEAD ? c->inner : c->outer); }
 
-/* Steps to the next row; true where that turns. */
-INLINE bool step(cursor *c) {
-  bool turns = ++c->inner == c->run;
-  if (turns)
-    c->inner = 0, c->outer++;
-  return turns;
+/* True if the next rows follow each other without a turn. */
+INLINE bool in_run(const cursor *c, int64_t rows) { return c->inner + rows <= c->run; }
+
+/* The places in the tile of the next rows. */
+INLINE void positions_of(const cursor *c, int64_t rows, int64_t *to) {
+  const int64_t each = c->by == BY_HEAD;
+  for (int64_t r = 0; r < rows; r++)
+    to[r] = c->first + (each ? c->inner + r : c->outer);
+  if (!in_run(c, rows))
+    for (int64_t r = 0; r < rows; r++)
+      to[r] = c->first + (each ? (c->inner + r) % c->run : c->outer + (c->inner + r) / c->run);
+}
+
+INLINE void step(cursor *c, int64_t rows) {
+  c->inner += rows;
+  while (c->inner >= c->run)
+    c->inner -= c->run, c->outer++;
 }
 
 /* The addresses of a view's rows on such a walk; of an absent view NULL. */
 typedef struct walk {
   char *at;
-  int64_t bytes[2]; /* to the next row in the run, to the first one of the next run */
+  int64_t next, turn; /* bytes from a row to the next in its run, from the last one to the first of the next run */
 } walk;
 
 INLINE walk walk_of(const nr_view *v, int64_t batch, int64_t first, const cursor *c) {
   if (!v->data)
-    return (walk){NULL, {0, 0}};
+    return (walk){NULL, 0, 0};
   int64_t size = size_of(v->dtype), inner = v->stride[c->by == BY_HEAD ? 1 : 2] * size,
           outer = v->stride[c->by == BY_HEAD ? 2 : 1] * size;
-  return (walk){nr_row(v, batch, first, 0), {inner, outer - (c->run - 1) * inner}};
+  return (walk){nr_row(v, batch, first, 0), inner, outer - (c->run - 1) * inner};
 }
 
-INLINE char *take(walk *w, bool turns) {
-  char *at = w->at;
-  w->at += w->bytes[turns];
-  return at;
+/* The next rows of the walk, which stands at the cursor. */
+INLINE void take(walk *w, const cursor *c, int64_t rows, char **to) {
+  if (in_run(c, rows)) {
+    for (int64_t r = 0; r < rows; r++)
+      to[r] = w->at + r * w->next;
+    w->at += (rows - 1) * w->next + (c->inner + rows == c->run ? w->turn : w->next);
+    return;
+  }
+  cursor at = *c;
+  for (int64_t r = 0; r < rows; r++, step(&at, 1)) {
+    to[r] = w->at;
+    w->at += at.inner + 1 == at.run ? w->turn : w->next;
+  }
 }
 
 /* Rows to bring to the cache: those of the next tile, in memory's order. */
@@ -218,15 +245,21 @@ typedef struct prefetch {
 } prefetch;
 
 INLINE prefetch prefetch_of(const nr_block *b, const nr_view *v, const tile *t) {
-  prefetch p = {.cursor = cursor_of(order_of(v), 0, NR_TILE, b->segment->heads), .rows = {NULL, {0, 0}}};
+  prefetch p = {.cursor = cursor_of(order_of(v), 0, NR_TILE, b->segment->heads), .rows = {NULL, 0, 0}};
   if (t->ahead >= 0 && v->stride[3] == 1)
     p.rows = walk_of(v, b->batch, t->ahead, &p.cursor);
   return p;
 }
 
-/* The next row to bring, or, where there is none, `row`, which is at hand already. */
-INLINE const char *next_ahead(prefetch *p, const char *row) {
-  return p->rows.at ? take(&p->rows, step(&p->cursor)) : row;
+/* The next rows to bring, or, where there are none, these, which are at hand already. */
+INLINE void take_ahead(prefetch *p, int64_t rows, char *const *at_hand, char **to) {
+  if (p->rows.at) {
+    take(&p->rows, &p->cursor, rows, to);
+    step(&p->cursor, rows);
+  } else {
+    for (int64_t r = 0; r < rows; r++)
+      to[r] = at_hand[r];
+  }
 }
 
 INLINE void bring(const char *row, nr_dtype dtype, int64_t d) {
@@ -375,14 +408,12 @@ INLINE void copy_block(const nr_block *b, const nr_view *from, const nr_view *to
     prefetch ahead = prefetch_of(b, from, &t);
     for (int64_t left = t.count * s->heads, rows; left; left -= rows) {
       rows = left < ROWS ? 1 : ROWS;
-      const char *in[ROWS], *coming[ROWS];
+      char *in[ROWS], *coming[ROWS];
       destination out = {.staged = NULL};
-      for (int64_t r = 0; r < rows; r++) {
-        bool turns = step(&at);
-        in[r] = take(&in_walk, turns);
-        out.row[r] = take(&out_walk, turns);
-        coming[r] = next_ahead(&ahead, in[r]);
-      }
+      take(&in_walk, &at, rows, in);
+      take(&out_walk, &at, rows, out.row);
+      take_ahead(&ahead, rows, in, coming);
+      step(&at, rows);
       settle(&out, b, dtype, rows, stage);
       for (int64_t r = 0; r < rows; r++) {
         for (int64_t d = 0; d < s->dim; d += CHUNK)

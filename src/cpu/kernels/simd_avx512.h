@@ -94,32 +94,17 @@ static inline v32 v32_quiet(v32 value) {
   return value;
 }
 
-/* The bits whose upper half is the bfloat16. */
+/* The bits whose upper half is the bfloat16. In integers: the processor's own conversion flushes subnormals. */
 static inline __m512i v16_round_bf16(v16 a) {
-  __m512i bits = _mm512_castps_si512(a);
-  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-}
-
-/* Half of a unit is added, which is right but for NaNs and where the number was in the very middle, as the lower half
-   then tells: those are rare. In integers, since the processor's own conversion flushes subnormals. */
-static inline __m512i v32_round_bf16(v32 value) {
-  const __m512i half = _mm512_set1_epi32(0x8000), rest = _mm512_set1_epi32(0xffff);
-  __m512i a = _mm512_add_epi32(_mm512_castps_si512(value.a), half);
-  __m512i b = _mm512_add_epi32(_mm512_castps_si512(value.b), half);
-  __mmask16 middle = _mm512_testn_epi32_mask(a, rest) | _mm512_testn_epi32_mask(b, rest);
-  if (__builtin_expect(middle | _mm512_cmp_ps_mask(value.a, value.b, _CMP_UNORD_Q), 0)) {
-    value = v32_quiet(value);
-    a = v16_round_bf16(value.a), b = v16_round_bf16(value.b);
-  }
-  return _mm512_mask_mov_epi16(_mm512_srli_epi32(a, 16), 0xaaaaaaaau, b);
+  __m512i bits = _mm512_castps_si512(a), up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  return _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)), up, _mm512_set1_epi32(1));
 }
 
 static inline __m512i v32_narrow(v32 value, nr_dtype dtype) {
   enum { MODE = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
-  if (dtype == NR_BF16)
-    return v32_round_bf16(value);
   value = v32_quiet(value);
+  if (dtype == NR_BF16)
+    return _mm512_mask_mov_epi16(_mm512_srli_epi32(v16_round_bf16(value.a), 16), 0xaaaaaaaau, v16_round_bf16(value.b));
   return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(value.a, MODE)), _mm512_cvtps_ph(value.b, MODE), 1);
 }
 
