@@ -2,7 +2,7 @@
 
 /* A block is large enough that its slot is under 1% of what it reads, and small enough that blocks outnumber threads.
  */
-enum { BLOCK_ELEMENTS = 1 << 18, BLOCK_ROWS = 512, BLOCK_POSITIONS_PER_SUM = 384, CACHE_LINE = 64 };
+enum { BLOCK_ELEMENTS = 1 << 18, BLOCK_ROWS = 768, BLOCK_POSITIONS_PER_SUM = 384, CACHE_LINE = 64 };
 
 /* Bytes of reading and writing that are worth waking a thread. */
 static const double bytes_per_thread = 256 << 10;
