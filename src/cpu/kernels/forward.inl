@@ -123,27 +123,31 @@ INLINE void forward_rstd(const forward_state *t, forward_group *of, int64_t chan
   }
   for (int64_t r = 0; r < ROWS; r++)
     deviation[r] = sqrt(deviation[r]);
-  for (int64_t r = 0; r < ROWS; r++) {
-    of->rest[r] = (float)rest[r];
-    of->rstd[r] = (float)(1 / deviation[r]);
-  }
   for (int64_t r = 0; r < ROWS; r++)
-    of->shift[r] = -of->rest[r] * of->rstd[r];
+    deviation[r] = 1 / deviation[r];
+  float rest32[ROWS], rstd[ROWS];
+  for (int64_t r = 0; r < ROWS; r++)
+    rest32[r] = (float)rest[r];
+  for (int64_t r = 0; r < ROWS; r++)
+    rstd[r] = (float)deviation[r];
+  for (int64_t r = 0; r < ROWS; r++)
+    of->rest[r] = rest32[r], of->rstd[r] = rstd[r], of->shift[r] = -rest32[r] * rstd[r];
 }
 
 /* Stores some statistics. */
 INLINE void forward_keep(const forward_group *of, const float *value, char *const *to) {
-  float quiet[ROWS];
+  uint32_t bits[ROWS];
+  memcpy(bits, value, sizeof bits);
   for (int64_t r = 0; r < ROWS; r++)
-    quiet[r] = value[r] == value[r] ? value[r] : nr_f32_bits(0x7fc00000u);
+    bits[r] = (bits[r] & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits[r]; /* nr_f32_quiet, as vectors have it */
   for (int64_t r = 0; r < of->rows; r++)
-    *(float *)to[r] = quiet[r];
+    memcpy(to[r], &bits[r], sizeof *bits);
 }
 
 INLINE void forward_statistics(const forward_state *t, const forward_group *of) {
   float mean[ROWS];
   for (int64_t r = 0; r < ROWS; r++)
-    mean[r] = (float)((double)of->mean[r] + of->rest[r]);
+    mean[r] = (float)((double)of->mean[r] + (double)of->rest[r]);
   if (t->mean.at)
     forward_keep(of, mean, of->mean_at);
   if (t->rstd.at)
