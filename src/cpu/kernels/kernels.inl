@@ -1,5 +1,7 @@
 /* The bodies for each dtype, as the list's row of this instruction set. Included after a vocabulary, with NR_ISA set.
  */
+#include <float.h>
+
 #include "cpu/kernels/kernel.h"
 
 #include "cpu/kernels/rows.inl"
