@@ -1,7 +1,8 @@
 """Draws how far the operator is from a copy of the same bytes, and PyTorch where it was timed: time over the copy's.
 
 Reads what `normrope bench --json` and `compare_torch.py --json` write; where two files have the same measurement, the
-later one holds.
+first one holds. Their copies may differ (torch's stores through the caches): what a later file adds is drawn by its
+distance to the operator, which both have timed.
 """
 
 import argparse
@@ -57,19 +58,23 @@ Key = tuple[str, str, str]  # preset, direction, dtype
 def read(paths: Iterable[Path]) -> dict[Key, list[Point]]:
     """All points of the files, in their order."""
     found: dict[Key, dict[str, Point]] = {}
-    best: dict[tuple[Key, str], tuple[int, float]] = {}
-    for number, path in enumerate(paths):
+    for path in paths:
+        fastest: dict[tuple[Key, str], tuple[float, dict[str, Any]]] = {}
         for result in json.loads(path.read_text())["results"]:
             key = (result["preset"], result["direction"], result["dtype"])
-            copy = result["seconds"][result["copy"]]["median"]
             for variant in (name for name in SERIES if name in result["seconds"]):
-                s = result["seconds"][variant]
                 # Of one file's instruction sets and numbers of threads, the fastest.
-                rank = (-number, s["median"])
-                if rank < best.get((key, variant), (1, 0.0)):
-                    best[key, variant] = rank
-                    point = Point(variant, *(s[name] / copy for name in ("median", "lower_quartile", "upper_quartile")))
-                    found.setdefault(key, {})[variant] = point
+                median = result["seconds"][variant]["median"]
+                if median < fastest.get((key, variant), (float("inf"), result))[0]:
+                    fastest[key, variant] = (median, result)
+        earlier = {key: points["operator"].ratio for key, points in found.items() if "operator" in points}
+        for (key, variant), (_, result) in fastest.items():
+            seconds = result["seconds"]
+            copy = seconds[result["copy"]]["median"]
+            if key in earlier and (key, "operator") in fastest:
+                copy = fastest[key, "operator"][0] / earlier[key]
+            ratios = (seconds[variant][name] / copy for name in ("median", "lower_quartile", "upper_quartile"))
+            found.setdefault(key, {}).setdefault(variant, Point(variant, *ratios))
     return {key: list(points.values()) for key, points in found.items()}
 
 
