@@ -1,5 +1,6 @@
-/* Outputs too large for the caches pass by them, where their rows are whole cache lines. Nothing else may change: the
-   same problem with an output that is one element off, which is stored as usual, gives the same bits. */
+/* Outputs too large for the caches pass by them, where their rows, or four of them together, are whole cache lines.
+   Nothing else may change: the same problem with an output that is one element off, which is stored as usual, gives the
+   same bits. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -95,6 +96,10 @@ static void same_bits(void **state) {
       {NR_FORWARD, NR_F16, 96, NR_NORM_RMS, 2, true},
       {NR_BACKWARD, NR_BF16, 128, NR_NORM_RMS_AFFINE, 128, false},
       {NR_BACKWARD, NR_F32, 16, NR_NORM_LAYER, 16, true},
+      {NR_FORWARD, NR_F32, 88, NR_NORM_NONE, 0, false}, /* four rows together are lines */
+      {NR_FORWARD, NR_BF16, 88, NR_NORM_LAYER_AFFINE, 2, false},
+      {NR_BACKWARD, NR_BF16, 88, NR_NORM_LAYER_AFFINE, 2, false},
+      {NR_BACKWARD, NR_F16, 40, NR_NORM_RMS, 20, false},
   };
   for (size_t i = 0; i < sizeof problems / sizeof *problems; i++)
     try(&problems[i]);

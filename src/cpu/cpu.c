@@ -41,12 +41,14 @@ static int64_t boundary(int64_t count, int64_t index, int64_t threads) {
 static int64_t first_of(int64_t count, member m) { return boundary(count, m.index, m.threads); }
 static int64_t end_of(int64_t count, member m) { return boundary(count, m.index + 1, m.threads); }
 
-/* True if rows of the output are whole cache lines, and it is too large for the caches to keep for who reads it. */
+/* True if the output is too large for the caches to keep for who reads it, and its rows are whole cache lines; or four
+   of them are, which kernels look for themselves. */
 static bool streams(const nr_plan *plan, const nr_segment *s, const nr_view *out) {
-  uint64_t size = nr_dtype_size(out->dtype), bits = (uintptr_t)out->data | (uint64_t)s->dim * size;
+  uint64_t size = nr_dtype_size(out->dtype), row = (uint64_t)s->dim * size, bits = (uintptr_t)out->data;
   for (int i = 0; i < 3; i++) /* of an axis of extent 1 it is any number */
     bits |= (uint64_t)out->stride[i] * size;
-  return plan->bytes > stream_bytes && out->data && out->stride[3] == 1 && bits % 64 == 0;
+  bool lines = row % 64 ? row * 4 % 64 == 0 : bits % 64 == 0;
+  return plan->bytes > stream_bytes && out->data && out->stride[3] == 1 && lines;
 }
 
 /* Where the block after this one begins, if it goes on with the same rows. */

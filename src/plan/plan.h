@@ -15,7 +15,7 @@
 
 enum {
   NR_MAX_DIM = 1024,
-  NR_TILE = 4,  /* neighbouring positions of one head that are worked on together */
+  NR_TILE = 4,  /* neighbouring positions that are worked on together */
   NR_CHUNK = 32 /* channels that kernels work on together; sums are padded to whole ones */
 };
 
