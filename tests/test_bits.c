@@ -1,5 +1,5 @@
 /* The same bits for any number of threads, on every run, with every instruction set, and from several programs' threads
-   at once. */
+   at once; and of a row whatever the others are. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 #include <omp.h>
@@ -139,12 +140,71 @@ static void callers_of_one_team(void **state) {
   }
 }
 
+enum { POSITIONS = 11, HEADS = 5, ROWS = POSITIONS * HEADS };
+
+/* Rows of numbers between -1 and 1, every third one moved by `mean`. */
+static void fill(void *x, nr_dtype dtype, int64_t dim, double mean) {
+  for (int64_t i = 0; i < ROWS * dim; i++)
+    nr_store(x, dtype, i, (double)((i * 7919 + i / 3) % 251) / 125 - 1 + (i / dim % 3 == 1 ? mean : 0));
+}
+
+/* The forward of rows and, from its statistics, the backward with them as gradients too. */
+static void both_ways(void *x, void *y, void *grad_x, float *statistics, nr_dtype dtype, int64_t dim, nr_norm norm) {
+  nr_segment s = nr_segment_default();
+  s.batch = 1, s.length = POSITIONS, s.heads = HEADS, s.dim = dim, s.norm = norm;
+  s.x = s.grad_y = nr_view_bsnd(x, dtype, POSITIONS, HEADS, dim);
+  s.y = nr_view_bsnd(y, dtype, POSITIONS, HEADS, dim);
+  s.grad_x = nr_view_bsnd(grad_x, dtype, POSITIONS, HEADS, dim);
+  s.mean = nr_view_statistics(statistics, NR_F32, POSITIONS, HEADS);
+  s.rstd = nr_view_statistics(statistics + ROWS, NR_F32, POSITIONS, HEADS);
+  for (int d = 0; d < 2; d++) {
+    nr_problem problem = nr_problem_default();
+    problem.direction = d ? NR_BACKWARD : NR_FORWARD;
+    problem.segments = &s, problem.num_segments = 1;
+    nr_plan *plan;
+    assert_int_equal(nr_plan_create(&plan, &problem), NR_OK);
+    void *workspace = malloc(nr_plan_workspace_size(plan) + 1);
+    assert_int_equal(nr_plan_run(plan, NULL, workspace, nr_plan_workspace_size(plan), NULL), NR_OK);
+    free(workspace);
+    nr_plan_destroy(plan);
+  }
+}
+
+/* Kernels work on rows in groups and treat those with a large mean in another way. */
+static void rows_know_nothing_of_their_neighbours(void **state) {
+  (void)state;
+  static const int64_t dims[] = {2, 30, 64, 88, 128, 512, 1024};
+  static const double means[] = {0, 0.5, 3, 1000};
+  for (size_t k = 0; k < sizeof dims / sizeof *dims; k++)
+    for (int norm = NR_NORM_LAYER; norm <= NR_NORM_RMS; norm += 2)
+      for (int dtype = NR_F32; dtype <= NR_BF16; dtype++) {
+        const size_t row = (size_t)dims[k] * nr_dtype_size((nr_dtype)dtype);
+        float statistics[4][2 * ROWS];
+        char *x = malloc(ROWS * row), *y[4], *grad[4];
+        for (int m = 0; m < 4; m++) {
+          y[m] = malloc(ROWS * row), grad[m] = malloc(ROWS * row);
+          fill(x, (nr_dtype)dtype, dims[k], means[m]);
+          both_ways(x, y[m], grad[m], statistics[m], (nr_dtype)dtype, dims[k], (nr_norm)norm);
+          for (size_t r = 0; r < ROWS; r++)
+            if (r % 3 != 1 && (memcmp(y[m] + r * row, y[0] + r * row, row) != 0 ||
+                               memcmp(grad[m] + r * row, grad[0] + r * row, row) != 0 ||
+                               memcmp(&statistics[m][ROWS + r], &statistics[0][ROWS + r], sizeof(float)) != 0))
+              fail_msg("%s, D %d, norm %d: row %zu changes with its neighbours' mean %g",
+                       nr_dtype_name((nr_dtype)dtype), (int)dims[k], norm, r, means[m]);
+        }
+        for (int m = 0; m < 4; m++)
+          free(y[m]), free(grad[m]);
+        free(x);
+      }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_instruction_set),
       cmocka_unit_test(any_number_of_threads),
       cmocka_unit_test(several_callers_at_once),
       cmocka_unit_test(callers_of_one_team),
+      cmocka_unit_test(rows_know_nothing_of_their_neighbours),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,7 +7,8 @@
  *
  * with means over the channels that share statistics, their factors made in float64. xhat is x * rstd - mean * rstd
  * with the second product as the sum of two floats, `high` and `low`, so that it is good to float32 however large the
- * mean; the result is one fused multiply-add of dxhat and a correction that is small in long rows.
+ * mean. Rows whose mean is within a deviation of 0 do without `low`; the others are `far`. The result is one fused
+ * multiply-add of dxhat and a correction that is small in long rows.
  *
  * A group of rows is read, and dxhat and xhat kept in the first-level cache, to make the sums over channels; then they
  * are read again to make the result. In between stands a chain of dependent operations, so the next group is read
@@ -29,8 +30,9 @@ typedef struct backward_group {
   char *g_ahead[ROWS], *x_ahead[ROWS];
   bool one_position; /* of whole groups: all rows have the tables of the first */
   const float *cos[ROWS], *sin[ROWS];
-  float mean[ROWS], rstd[ROWS], high[ROWS], low[ROWS]; /* high + low = -mean * rstd */
-  bool huge[ROWS], any_huge;                           /* mean * rstd is out of range */
+  float mean[ROWS], rstd[ROWS], high[ROWS], low[ROWS]; /* high + low = -mean * rstd; low is -0 of rows that are
+                                                          near, which changes no bit of what it is added to */
+  bool any_far, huge[ROWS], any_huge;                  /* huge: mean * rstd is out of range */
   float shift[ROWS], slope[ROWS];                      /* -rstd * mean(dxhat), rstd * mean(dxhat * xhat) */
   double sum_d[ROWS], sum_dx[ROWS];                    /* of dxhat, of dxhat * xhat */
   float *dxhat[ROWS], *xhat[ROWS];                     /* scratch */
@@ -52,50 +54,51 @@ typedef struct backward_state {
   int64_t added; /* groups whose sums are in the float32 parts */
 } backward_state;
 
-/* What follows from the means and the rstds; like the next one, in loops that become vectors. */
-INLINE void split_product(backward_group *of) {
-  float high[ROWS], low[ROWS];
+/* What follows from the means and the rstds. */
+INLINE void split_product(backward_group *of, rows_f32 mean, rows_f32 rstd) {
+  const rows_f32 high = -(mean * rstd);
+  memcpy(of->mean, &mean, sizeof mean);
+  memcpy(of->rstd, &rstd, sizeof rstd);
+  memcpy(of->high, &high, sizeof high);
+  of->any_far = of->any_huge = false;
   for (int64_t r = 0; r < ROWS; r++) {
-    high[r] = -(of->mean[r] * of->rstd[r]);
-    low[r] = fmaf(-of->mean[r], of->rstd[r], -high[r]);
-  }
-  of->any_huge = false;
-  for (int64_t r = 0; r < ROWS; r++)
+    bool near = fabsf(high[r]) <= 1;
+    of->low[r] = near ? -0.0f : fmaf(-mean[r], rstd[r], -high[r]);
+    of->any_far |= !near;
     of->any_huge |= of->huge[r] = fabsf(high[r]) > FLT_MAX;
-  memcpy(of->high, high, sizeof high);
-  memcpy(of->low, low, sizeof low);
+  }
 }
 
 /* What a group's sums come to, with `share` one over the number of channels. */
 INLINE void backward_means(backward_group *of, double share) {
-  double shift[ROWS], slope[ROWS];
-  for (int64_t r = 0; r < ROWS; r++) {
-    double rstd = of->rstd[r];
-    shift[r] = -rstd * share * of->sum_d[r];
-    slope[r] = rstd * share * of->sum_dx[r];
-  }
-  for (int64_t r = 0; r < ROWS; r++)
-    of->shift[r] = (float)shift[r], of->slope[r] = (float)slope[r];
+  rows_f64 sum_d, sum_dx;
+  rows_f32 rstd32;
+  memcpy(&sum_d, of->sum_d, sizeof sum_d);
+  memcpy(&sum_dx, of->sum_dx, sizeof sum_dx);
+  memcpy(&rstd32, of->rstd, sizeof rstd32);
+  const rows_f64 rstd = __builtin_convertvector(rstd32, rows_f64) * share;
+  const rows_f32 shift = __builtin_convertvector(-rstd * sum_d, rows_f32),
+                 slope = __builtin_convertvector(rstd * sum_dx, rows_f32);
+  memcpy(of->shift, &shift, sizeof shift);
+  memcpy(of->slope, &slope, sizeof slope);
 }
 
-/* What row r turns by, in the chunk at channel d. */
-INLINE angles backward_angles(const backward_group *of, const nr_segment *s, turn how, int64_t r, int64_t d) {
+/* What row r turns by, in the chunk at channel d, which turns with that at `partner`. */
+INLINE angles backward_angles(const backward_group *of, turn how, int64_t r, int64_t d, int64_t partner) {
   const v32 zero = both(v16_set(0));
-  if (how == TURN_ADJACENT)
-    return (angles){get(of->cos[r], d), get(of->sin[r], d)};
-  return how == TURN_CHUNKS ? (angles){get(of->cos[r], d), get(of->sin[r], partner_chunk(s, d))} : (angles){zero, zero};
+  return how == TURN_ADJACENT || how == TURN_CHUNKS ? (angles){get(of->cos[r], d), get(of->sin[r], partner)}
+                                                    : (angles){zero, zero};
 }
 
 /* dy of the chunk at channel d of a row of gradients. */
-INLINE v32 turned_back(const nr_segment *s, turn how, angles by, const char *row, nr_dtype dtype, int64_t d,
-                       int64_t n) {
+INLINE v32 turned_back(turn how, angles by, const char *row, nr_dtype dtype, int64_t d, int64_t partner, int64_t n) {
   if (how == TURN_PLAIN)
     return arranged(load(row, NR_F32, d, n), NR_F32, dtype);
   v32 g = load(row, dtype, d, n);
   if (how == TURN_ADJACENT)
     return each_fma(g, by.cos, swapped(each_mul(g, by.sin), dtype));
   if (how == TURN_CHUNKS)
-    return each_fma(g, by.cos, each_mul(load(row, dtype, partner_chunk(s, d), CHUNK), by.sin));
+    return each_fma(g, by.cos, each_mul(load(row, dtype, partner, CHUNK), by.sin));
   return g;
 }
 
@@ -103,26 +106,34 @@ typedef struct backward_sums {
   v16 d[ROWS], dx[ROWS];
 } backward_sums;
 
+/* How large the means of a group's rows are, at most. */
+typedef enum magnitude { MEANS_NEAR, MEANS_FAR, MEANS_HUGE } magnitude;
+
 /* dxhat in the chunk at channel d of a group's rows, and what they add to the sums over channels and rows. */
 INLINE void backward_chunk(const backward_state *t, const backward_group *of, backward_sums *sums, nr_dtype dtype,
-                           turn how, bool one_position, bool huge, int64_t rows, nr_norm norm, int64_t d, int64_t n) {
-  const nr_segment *s = t->b->segment;
+                           turn how, bool one_position, magnitude means, int64_t rows, nr_norm norm, int64_t d,
+                           int64_t n) {
+  const int64_t partner = how == TURN_CHUNKS ? partner_chunk(t->b->segment, d) : d;
   const v32 zero = both(v16_set(0));
   const bool weighs = nr_norm_weighs(norm), centres = nr_norm_centres(norm);
   v32 dweight = zero, dbias = zero, weight = weighs ? get(t->weight, d) : zero;
-  const angles first = backward_angles(of, s, how, 0, d);
+  const angles first = backward_angles(of, how, 0, d, partner);
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
     bring(of->g_ahead[r], dtype, d);
-    v32 dy = turned_back(s, how, one_position ? first : backward_angles(of, s, how, r, d), of->g[r], dtype, d, n);
+    v32 dy = turned_back(how, one_position ? first : backward_angles(of, how, r, d, partner), of->g[r], dtype, d,
+                         partner, n);
     v32 dxhat = weighs ? each_mul(dy, weight) : dy;
     put(of->dxhat[r], d, dxhat);
     if (norm == NR_NORM_NONE)
       continue;
     v32 x = load(of->x[r], dtype, d, n), rstd = both(v16_set(of->rstd[r])), xhat;
     if (centres) {
-      xhat = huge && of->huge[r] ? each_mul(each_sub(x, both(v16_set(of->mean[r]))), rstd)
-                                 : each_add(each_fma(x, rstd, both(v16_set(of->high[r]))), both(v16_set(of->low[r])));
+      xhat = each_fma(x, rstd, both(v16_set(of->high[r])));
+      if (means != MEANS_NEAR)
+        xhat = each_add(xhat, both(v16_set(of->low[r])));
+      if (means == MEANS_HUGE && of->huge[r])
+        xhat = each_mul(each_sub(x, both(v16_set(of->mean[r]))), rstd);
       xhat = first_channels(xhat, dtype, n);
       sums->d[r] = v16_add(v16_add(sums->d[r], dxhat.a), dxhat.b);
     } else {
@@ -142,7 +153,7 @@ INLINE void backward_chunk(const backward_state *t, const backward_group *of, ba
 }
 
 INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype dtype, turn how, bool one_position,
-                           bool huge, int64_t rows, nr_norm norm) {
+                           magnitude means, int64_t rows, nr_norm norm) {
   const int64_t dim = t->b->segment->dim, whole = dim / CHUNK * CHUNK;
   const int64_t turned = how == TURN_PLAIN || t->tables.turned > whole ? whole : t->tables.turned;
   backward_sums sums;
@@ -151,14 +162,14 @@ INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype
     sums.d[r] = sums.dx[r] = v16_set(0);
   int64_t d = 0;
   for (; d < turned; d += CHUNK)
-    backward_chunk(t, of, &sums, dtype, how, one_position, huge, rows, norm, d, CHUNK);
+    backward_chunk(t, of, &sums, dtype, how, one_position, means, rows, norm, d, CHUNK);
   if (how != TURN_PLAIN)
     for (; d < whole; d += CHUNK)
-      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, huge, rows, norm, d, CHUNK);
+      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, means, rows, norm, d, CHUNK);
   if (d < dim && how != TURN_CHUNKS && (how != TURN_ADJACENT || t->tables.turned == dim))
-    backward_chunk(t, of, &sums, dtype, how, one_position, huge, rows, norm, d, dim - d);
+    backward_chunk(t, of, &sums, dtype, how, one_position, means, rows, norm, d, dim - d);
   else if (d < dim)
-    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, huge, rows, norm, d, dim - d);
+    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, means, rows, norm, d, dim - d);
   float sum_d[ROWS] = {0}, sum_dx[ROWS] = {0};
   if (nr_norm_centres(norm))
     v16_sum4(sums.d, sum_d);
@@ -167,31 +178,36 @@ INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype
   for (int64_t r = 0; r < ROWS; r++)
     of->sum_d[r] = (double)sum_d[r], of->sum_dx[r] = (double)sum_dx[r];
 }
-/* The same for whole groups of one position, with the norm as a constant. */
+
+/* The same for whole groups of near rows of one position, with the norm as a constant. */
 INLINE void backward_whole(const backward_state *t, backward_group *of, nr_dtype dtype, turn how) {
+#define WHOLE(norm)                                                                                                    \
+  case norm: backward_terms(t, of, dtype, how, true, MEANS_NEAR, ROWS, norm); break
   switch (t->b->segment->norm) {
-  case NR_NORM_NONE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_NONE); break;
-  case NR_NORM_LAYER: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_LAYER); break;
-  case NR_NORM_LAYER_AFFINE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_LAYER_AFFINE); break;
-  case NR_NORM_RMS: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_RMS); break;
-  case NR_NORM_RMS_AFFINE: backward_terms(t, of, dtype, how, true, false, ROWS, NR_NORM_RMS_AFFINE); break;
+    WHOLE(NR_NORM_NONE);
+    WHOLE(NR_NORM_LAYER);
+    WHOLE(NR_NORM_LAYER_AFFINE);
+    WHOLE(NR_NORM_RMS);
+    WHOLE(NR_NORM_RMS_AFFINE);
   }
+#undef WHOLE
 }
 
 /* dxhat of a group, and its sums; a function for each dtype and way of turning. */
 #define TERMS(dtype, how)                                                                                              \
   APART void terms_##dtype##_##how(const backward_state *t, backward_group *of) {                                      \
     const nr_norm norm = t->b->segment->norm;                                                                          \
-    if (V16_REGISTERS && of->rows == ROWS && !of->any_huge && (TURN_##how == TURN_NONE || of->one_position))           \
+    const bool whole = V16_REGISTERS && of->rows == ROWS;                                                              \
+    if (whole && !of->any_far && (TURN_##how == TURN_NONE || of->one_position))                                        \
       backward_whole(t, of, NR_##dtype, TURN_##how);                                                                   \
-    else if (V16_REGISTERS && of->rows == ROWS && !of->any_huge)                                                       \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, false, ROWS, norm);                                         \
+    else if (whole && !of->any_huge)                                                                                   \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, MEANS_FAR, ROWS, norm);                                     \
     else                                                                                                               \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, of->any_huge, of->rows, norm);                              \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, MEANS_HUGE, of->rows, norm);                                \
   }
 #define TERMS_PLAIN(dtype)                                                                                             \
   APART void terms_##dtype##_PLAIN(const backward_state *t, backward_group *of) {                                      \
-    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, of->any_huge, of->rows, t->b->segment->norm);                 \
+    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, MEANS_HUGE, of->rows, t->b->segment->norm);                   \
   }
 #define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS_PLAIN(dtype)
 TERMS_OF(F32)
@@ -272,13 +288,12 @@ INLINE void read_statistics(backward_state *t, backward_group *of, int64_t rows)
   char *mean[ROWS], *rstd[ROWS];
   take(&t->mean, &t->at, rows, mean);
   take(&t->rstd, &t->at, rows, rstd);
-  for (int64_t r = 0; r < ROWS; r++)
-    of->mean[r] = 0, of->rstd[r] = 1;
+  rows_f32 means = {0}, rstds = {1, 1, 1, 1};
   for (int64_t r = 0; r < rows && t->mean.at; r++)
-    of->mean[r] = *(const float *)mean[r];
+    means[r] = *(const float *)mean[r];
   for (int64_t r = 0; r < rows && t->rstd.at; r++)
-    of->rstd[r] = *(const float *)rstd[r];
-  split_product(of);
+    rstds[r] = *(const float *)rstd[r];
+  split_product(of, means, rstds);
 }
 
 /* The next rows of the walk. */

@@ -1,17 +1,19 @@
 /*
  * The forward body: one for every norm, rope, layout, dtype and instruction set.
  *
- * Statistics take two passes over a row, so that nothing cancels: the first makes a mean, the second the squares of
- * x - mean and, since that mean was rounded on its way, what it still lacks, `rest`. mean + rest is good to a rounding
- * of either, and y = (x - mean) * rstd - rest * rstd.
+ * One reading of a row makes the sum of x and that of its squares, and so the variance, mean of squares - mean^2. Where
+ * the mean is larger than the deviation that difference would cancel; such a row is `far` from 0. It is read again for
+ * the sums of x - centre, the centre being the mean, rounded. The last reading makes
  *
- * A row is thus read three times, the second and third time from the first-level cache. Between the readings stand
- * chains of dependent operations, so that groups of rows are worked on in stages: while one is written, the next one's
- * squares are added, and the mean of the one after that. With statistics over all heads a group is ROWS positions, all
- * heads of them, one stage after the other.
+ *   y = x * rstd + shift,             shift = -mean * rstd             of near rows,
+ *   y = (x - centre) * rstd + shift,  shift = -(mean - centre) * rstd  of far rows, which lose nothing either.
+ *
+ * Between the readings stands a chain of dependent operations, so that groups of rows are worked on in stages: while
+ * the sums of one are made and another one is written, the chain of that in between finds its time. With statistics
+ * over all heads a group is ROWS positions, all heads of them.
  */
 
-enum { SQUARES_PART = 4 * CHUNK /* channels whose squares are added in float32 */, STAGES = 3 };
+enum { PART = 4 * CHUNK /* channels that are added in float32 */, STAGES = 3 };
 
 typedef struct forward_group {
   int64_t rows;                                                /* ROWS or 1 */
@@ -19,9 +21,10 @@ typedef struct forward_group {
   const char *x[ROWS];                                         /* the rows' elements side by side */
   char *ahead[ROWS], *y[ROWS], *mean_at[ROWS], *rstd_at[ROWS]; /* what comes next; where results go */
   const float *cos[ROWS], *sin[ROWS];
-  int64_t position[ROWS];                                /* of the tile */
-  float mean[ROWS], rest[ROWS], rstd[ROWS], shift[ROWS]; /* shift = -rest * rstd */
-  double sum[ROWS], squares[ROWS];
+  int64_t position[ROWS];          /* of the tile */
+  double sum[ROWS], squares[ROWS]; /* of x - centre */
+  float centre[ROWS], mean[ROWS], rstd[ROWS], shift[ROWS];
+  bool far[ROWS], any_far;
   scratch *strided; /* [ROWS] */
 } forward_group;
 
@@ -36,102 +39,130 @@ typedef struct forward_state {
   prefetch ahead;
 } forward_state;
 
-/* First stage, where the norm centres: the sum of each row, added to that of other heads. */
-INLINE void forward_sum(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows, bool centres) {
-  const int64_t dim = t->b->segment->dim;
-  v16 sum[ROWS];
-  float sums[ROWS];
-  for (int64_t r = 0; r < ROWS; r++)
-    sum[r] = v16_set(0);
-  for (int64_t d = 0; d < dim; d += CHUNK) {
-    bring(of->ahead[0], dtype, d);
-    UNROLLED
-    for (int64_t r = 0; r < rows && centres; r++) {
-      v32 x = load(of->x[r], dtype, d, in_chunk(dim, d));
-      sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
-    }
-  }
-  if (!centres)
-    return;
-  v16_sum4(sum, sums);
-  for (int64_t r = 0; r < ROWS; r++)
-    of->sum[r] += (double)sums[r];
-}
-
 INLINE void forward_clear(forward_group *of) {
-  for (int64_t r = 0; r < ROWS; r++)
-    of->sum[r] = of->squares[r] = 0, of->mean[r] = of->rest[r] = of->shift[r] = 0, of->rstd[r] = 1;
-}
-
-INLINE void forward_mean(forward_group *of, int64_t channels) {
-  const double share = 1 / (double)channels;
   for (int64_t r = 0; r < ROWS; r++) {
-    of->mean[r] = (float)(of->sum[r] * share);
-    of->sum[r] = 0;
+    of->sum[r] = of->squares[r] = 0;
+    of->centre[r] = of->mean[r] = of->shift[r] = 0, of->rstd[r] = 1;
+    of->far[r] = false;
   }
+  of->any_far = false;
 }
 
 /* The sums of a group's chunk at channel d. */
-INLINE void squares_chunk(const forward_group *of, nr_dtype dtype, int64_t rows, bool centres, v16 *sum, v16 *square,
-                          int64_t d, int64_t n) {
+INLINE void sums_chunk(const forward_group *of, nr_dtype dtype, int64_t rows, bool centres, bool again, v16 *sum,
+                       v16 *square, int64_t d, int64_t n) {
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
     v32 x = load(of->x[r], dtype, d, n);
-    if (centres) {
-      x = first_channels(each_sub(x, both(v16_set(of->mean[r]))), dtype, n);
+    if (again)
+      x = first_channels(each_sub(x, both(v16_set(of->centre[r]))), dtype, n);
+    if (centres)
       sum[r] = v16_add(v16_add(sum[r], x.a), x.b);
-    }
     square[r] = v16_fma(x.b, x.b, v16_fma(x.a, x.a, square[r]));
   }
 }
 
-/* Second stage: of x - mean the sum and that of the squares, added to those of other heads. */
-INLINE void forward_squares(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows, bool centres) {
+/* Adds a group's x and its squares, for norms that do not centre only these, to the sums, which other heads may have
+   begun. `again`: those of x - centre. */
+INLINE void forward_sums(const forward_state *t, forward_group *of, nr_dtype dtype, int64_t rows, bool centres,
+                         bool again) {
   const int64_t dim = t->b->segment->dim;
   const v16 zero = v16_set(0);
-  v16 sum[ROWS] = {zero, zero, zero, zero};
   float sums[ROWS];
-  for (int64_t part = 0; part < dim; part += SQUARES_PART) {
-    const int64_t end = dim - part < SQUARES_PART ? dim : part + SQUARES_PART;
-    v16 square[ROWS] = {zero, zero, zero, zero};
+  for (int64_t part = 0; part < dim; part += PART) {
+    const int64_t end = dim - part < PART ? dim : part + PART;
+    v16 sum[ROWS] = {zero, zero, zero, zero}, square[ROWS] = {zero, zero, zero, zero};
     int64_t d = part;
-    for (; d + CHUNK <= end; d += CHUNK)
-      squares_chunk(of, dtype, rows, centres, sum, square, d, CHUNK);
-    if (d < end)
-      squares_chunk(of, dtype, rows, centres, sum, square, d, end - d);
+    for (; d + CHUNK <= end; d += CHUNK) {
+      bring(of->ahead[0], dtype, d);
+      sums_chunk(of, dtype, rows, centres, again, sum, square, d, CHUNK);
+    }
+    if (d < end) {
+      bring(of->ahead[0], dtype, d);
+      sums_chunk(of, dtype, rows, centres, again, sum, square, d, end - d);
+    }
     v16_sum4(square, sums);
     for (int64_t r = 0; r < ROWS; r++)
       of->squares[r] += (double)sums[r];
+    if (!centres)
+      continue;
+    v16_sum4(sum, sums);
+    for (int64_t r = 0; r < ROWS; r++)
+      of->sum[r] += (double)sums[r];
   }
-  if (!centres)
-    return;
-  v16_sum4(sum, sums);
-  for (int64_t r = 0; r < ROWS; r++)
-    of->sum[r] += (double)sums[r];
 }
 
-/* The squares were taken from a mean that lacks `rest`; an infinite mean lacks nothing. In loops that become vectors.
- */
-INLINE void forward_rstd(const forward_state *t, forward_group *of, int64_t channels) {
-  const double share = 1 / (double)channels, eps = t->b->segment->eps;
-  double rest[ROWS], deviation[ROWS];
-  for (int64_t r = 0; r < ROWS; r++) {
-    rest[r] = of->sum[r] * share;
-    rest[r] = fabs(rest[r]) <= DBL_MAX ? rest[r] : 0;
-    double variance = of->squares[r] * share - rest[r] * rest[r];
-    deviation[r] = (variance < 0 ? 0 : variance) + eps;
+/* The sums for each dtype. Without a norm there is only something to bring. */
+#define SUMS(dtype)                                                                                                    \
+  APART void sums_##dtype(const forward_state *t, forward_group *of) {                                                 \
+    const nr_segment *s = t->b->segment;                                                                               \
+    const bool centres = nr_norm_centres(s->norm);                                                                     \
+    if (s->norm == NR_NORM_NONE)                                                                                       \
+      for (int64_t d = 0; d < s->dim; d += CHUNK)                                                                      \
+        bring(of->ahead[0], NR_##dtype, d);                                                                            \
+    else if (!V16_REGISTERS || of->rows < ROWS)                                                                        \
+      forward_sums(t, of, NR_##dtype, of->rows, centres, false);                                                       \
+    else if (centres)                                                                                                  \
+      forward_sums(t, of, NR_##dtype, ROWS, true, false);                                                              \
+    else                                                                                                               \
+      forward_sums(t, of, NR_##dtype, ROWS, false, false);                                                             \
+  }                                                                                                                    \
+  APART void sums_again_##dtype(const forward_state *t, forward_group *of) {                                           \
+    forward_sums(t, of, NR_##dtype, of->rows, true, true);                                                             \
   }
+SUMS(F32)
+SUMS(F16)
+SUMS(BF16)
+typedef void (*const sums_function)(const forward_state *, forward_group *);
+static sums_function sums_functions[3] = {[NR_F32] = sums_F32, [NR_F16] = sums_F16, [NR_BF16] = sums_BF16};
+static sums_function sums_again_functions[3] = {
+    [NR_F32] = sums_again_F32, [NR_F16] = sums_again_F16, [NR_BF16] = sums_again_BF16};
+
+/* What a group's sums come to. */
+INLINE void forward_means(const forward_state *t, forward_group *of, int64_t channels) {
+  const double share = 1 / (double)channels;
+  double root[ROWS];
+  rows_f64 rest, variance;
+  rows_f32 centre, rstd;
+  memcpy(&centre, of->centre, sizeof centre);
+  memcpy(&rest, of->sum, sizeof rest);
+  memcpy(&variance, of->squares, sizeof variance);
+  rest *= share;
+  variance = variance * share - rest * rest;
+  const bool centres = nr_norm_centres(t->b->segment->norm);
+  const rows_mask below = variance < 0, far = ~((rest * rest <= variance) & (variance <= DBL_MAX));
+  variance = (rows_f64)(~below & (rows_mask)variance) + t->b->segment->eps;
+  memcpy(root, &variance, sizeof root);
   for (int64_t r = 0; r < ROWS; r++)
-    deviation[r] = sqrt(deviation[r]);
+    root[r] = sqrt(root[r]);
+  memcpy(&variance, root, sizeof root);
+  rstd = __builtin_convertvector(1 / variance, rows_f32);
+  const rows_f32 shift = -__builtin_convertvector(rest, rows_f32) * rstd;
+  const rows_f32 mean = __builtin_convertvector(__builtin_convertvector(centre, rows_f64) + rest, rows_f32);
+  memcpy(of->rstd, &rstd, sizeof rstd);
+  memcpy(of->shift, &shift, sizeof shift);
+  memcpy(of->mean, &mean, sizeof mean);
   for (int64_t r = 0; r < ROWS; r++)
-    deviation[r] = 1 / deviation[r];
-  float rest32[ROWS], rstd[ROWS];
+    of->far[r] = far[r];
+  of->any_far = centres && (far[0] | far[1] | far[2] | far[3]);
+}
+
+/* Makes a group ready for its second reading. */
+INLINE void forward_recentre(forward_group *of) {
   for (int64_t r = 0; r < ROWS; r++)
-    rest32[r] = (float)rest[r];
+    of->centre[r] = of->far[r] ? of->mean[r] : 0, of->sum[r] = of->squares[r] = 0;
+}
+
+/* What the sums of the second reading come to; rows that were near stay as they were. */
+INLINE void forward_means_again(const forward_state *t, forward_group *of, int64_t channels) {
+  const forward_group first = *of;
   for (int64_t r = 0; r < ROWS; r++)
-    rstd[r] = (float)deviation[r];
+    of->sum[r] = fabs(of->centre[r]) <= FLT_MAX ? of->sum[r] : 0; /* what is infinite lacks nothing */
+  forward_means(t, of, channels);
   for (int64_t r = 0; r < ROWS; r++)
-    of->rest[r] = rest32[r], of->rstd[r] = rstd[r], of->shift[r] = -rest32[r] * rstd[r];
+    if (!first.far[r])
+      of->mean[r] = first.mean[r], of->rstd[r] = first.rstd[r], of->shift[r] = first.shift[r];
+  of->any_far = true;
 }
 
 /* Stores some statistics. */
@@ -144,35 +175,13 @@ INLINE void forward_keep(const forward_group *of, const float *value, char *cons
     memcpy(to[r], &bits[r], sizeof *bits);
 }
 
+/* Stores a group's statistics where they are kept. */
 INLINE void forward_statistics(const forward_state *t, const forward_group *of) {
-  float mean[ROWS];
-  for (int64_t r = 0; r < ROWS; r++)
-    mean[r] = (float)((double)of->mean[r] + (double)of->rest[r]);
   if (t->mean.at)
-    forward_keep(of, mean, of->mean_at);
+    forward_keep(of, of->mean, of->mean_at);
   if (t->rstd.at)
     forward_keep(of, of->rstd, of->rstd_at);
 }
-
-/* The first two stages for each dtype, for whole groups and for single rows. */
-#define STAGE(name, dtype)                                                                                             \
-  APART void name##_##dtype(const forward_state *t, forward_group *of) {                                               \
-    const bool centres = nr_norm_centres(t->b->segment->norm);                                                         \
-    if (!V16_REGISTERS || of->rows < ROWS)                                                                             \
-      forward_##name(t, of, NR_##dtype, of->rows, centres);                                                            \
-    else if (centres)                                                                                                  \
-      forward_##name(t, of, NR_##dtype, ROWS, true);                                                                   \
-    else                                                                                                               \
-      forward_##name(t, of, NR_##dtype, ROWS, false);                                                                  \
-  }
-#define STAGE_OF(name)                                                                                                 \
-  STAGE(name, F32)                                                                                                     \
-  STAGE(name, F16)                                                                                                     \
-  STAGE(name, BF16)                                                                                                    \
-  static void (*const name##_functions[3])(const forward_state *, forward_group *) = {                                 \
-      [NR_F32] = name##_F32, [NR_F16] = name##_F16, [NR_BF16] = name##_BF16};
-STAGE_OF(sum)
-STAGE_OF(squares)
 
 /* Weight and bias in a chunk. */
 typedef struct affine {
@@ -185,15 +194,17 @@ INLINE affine parameters(const forward_state *t, nr_norm norm, int64_t d) {
                   norm == NR_NORM_LAYER_AFFINE ? get(t->bias, d) : zero};
 }
 
-/* The chunk at channel d of row r before it turns. */
-INLINE v32 normalised(const forward_group *of, nr_dtype dtype, nr_norm norm, affine by, int64_t r, int64_t d,
+/* The chunk at channel d of row r before it turns. `far`: the group has far rows; near ones get the same bits then,
+   their centre being 0. */
+INLINE v32 normalised(const forward_group *of, nr_dtype dtype, nr_norm norm, bool far, affine by, int64_t r, int64_t d,
                       int64_t n) {
   v32 x = load(of->x[r], dtype, d, n);
   if (norm == NR_NORM_NONE)
     return x;
   const v32 rstd = both(v16_set(of->rstd[r]));
-  x = nr_norm_centres(norm) ? each_fma(each_sub(x, both(v16_set(of->mean[r]))), rstd, both(v16_set(of->shift[r])))
-                            : each_mul(x, rstd);
+  if (nr_norm_centres(norm) && far)
+    x = each_sub(x, both(v16_set(of->centre[r])));
+  x = nr_norm_centres(norm) ? each_fma(x, rstd, both(v16_set(of->shift[r]))) : each_mul(x, rstd);
   if (norm == NR_NORM_LAYER_AFFINE)
     return each_fma(x, by.weight, by.bias);
   return norm == NR_NORM_RMS_AFFINE ? each_mul(x, by.weight) : x;
@@ -205,7 +216,7 @@ INLINE void forward_plain(const forward_state *t, const forward_group *of, nr_dt
   scratch y, turned;
   int64_t d = 0;
   do {
-    v32 value = normalised(of, dtype, s->norm, parameters(t, s->norm, d), r, d, in_chunk(s->dim, d));
+    v32 value = normalised(of, dtype, s->norm, true, parameters(t, s->norm, d), r, d, in_chunk(s->dim, d));
     put(y.channel, d, arranged(value, dtype, NR_F32));
   } while ((d += CHUNK) < s->dim);
   turn_plain(s, of->tables, of->position[r], false, y.channel, turned.channel);
@@ -213,10 +224,9 @@ INLINE void forward_plain(const forward_state *t, const forward_group *of, nr_dt
     store(to, dtype, d, in_chunk(s->dim, d), arranged(get(turned.channel, d), NR_F32, dtype), false);
 }
 
-/* The chunk at channel d of a group's rows; with TURN_CHUNKS its partner too. */
+/* The chunk at channel d of a group's rows; with TURN_CHUNKS that at `partner` too. */
 INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, int64_t rows,
-                          nr_norm norm, char *const *to, bool stream, int64_t d, int64_t n) {
-  const int64_t partner = how == TURN_CHUNKS ? d + t->b->segment->rope_width / 2 : d;
+                          nr_norm norm, bool far, char *const *to, bool stream, int64_t d, int64_t partner, int64_t n) {
   const affine by = parameters(t, norm, d), by_partner = parameters(t, norm, partner);
   UNROLLED
   for (int64_t r = 0; r < rows; r++) {
@@ -225,11 +235,11 @@ INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dt
       if (how == TURN_CHUNKS)
         bring(of->ahead[r], dtype, partner);
     }
-    v32 y = normalised(of, dtype, norm, by, r, d, n);
+    v32 y = normalised(of, dtype, norm, far, by, r, d, n);
     if (how == TURN_ADJACENT)
       y = each_fma(y, get(of->cos[r], d), each_mul(swapped(y, dtype), get(of->sin[r], d)));
     if (how == TURN_CHUNKS) {
-      v32 other = normalised(of, dtype, norm, by_partner, r, partner, n);
+      v32 other = normalised(of, dtype, norm, far, by_partner, r, partner, n);
       v32 turned = each_fma(other, get(of->cos[r], partner), each_mul(y, get(of->sin[r], partner)));
       store(to[r], dtype, partner, n, turned, stream);
       y = each_fma(y, get(of->cos[r], d), each_mul(other, get(of->sin[r], d)));
@@ -240,41 +250,50 @@ INLINE void forward_chunk(const forward_state *t, const forward_group *of, nr_dt
 
 /* y of a group's rows. */
 INLINE void forward_make(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, int64_t rows,
-                         nr_norm norm, char *const *to, bool stream) {
+                         nr_norm norm, bool far, char *const *to, bool stream) {
   const nr_segment *s = t->b->segment;
-  const int64_t dim = s->dim, whole = dim / CHUNK * CHUNK, half = s->rope_width / 2;
+  const int64_t dim = s->dim, whole = dim / CHUNK * CHUNK, width = s->rope_width;
   const int64_t turned = of->tables->turned < whole ? of->tables->turned : whole;
   int64_t d = 0;
+  if (how == TURN_CHUNKS)
+    for (; d < turned; d += width)
+      for (int64_t a = d; a < d + width / 2; a += CHUNK)
+        forward_chunk(t, of, dtype, how, rows, norm, far, to, stream, a, a + width / 2, CHUNK);
   for (; d < turned; d += CHUNK)
-    if (how != TURN_CHUNKS || d % s->rope_width < half)
-      forward_chunk(t, of, dtype, how, rows, norm, to, stream, d, CHUNK);
+    forward_chunk(t, of, dtype, how, rows, norm, far, to, stream, d, d, CHUNK);
   for (; d < whole; d += CHUNK)
-    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, to, stream, d, CHUNK);
+    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, far, to, stream, d, d, CHUNK);
   if (d < dim && how == TURN_ADJACENT && of->tables->turned == dim)
-    forward_chunk(t, of, dtype, how, rows, norm, to, stream, d, dim - d);
+    forward_chunk(t, of, dtype, how, rows, norm, far, to, stream, d, d, dim - d);
   else if (d < dim)
-    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, to, stream, d, dim - d);
+    forward_chunk(t, of, dtype, TURN_NONE, rows, norm, far, to, stream, d, d, dim - d);
 }
 
-/* The same for whole groups, with the norm as a constant. */
+/* The same for whole groups of near rows, with the norm as a constant. */
 INLINE void forward_whole(const forward_state *t, const forward_group *of, nr_dtype dtype, turn how, char *const *to,
                           bool stream) {
+#define WHOLE(norm)                                                                                                    \
+  case norm: forward_make(t, of, dtype, how, ROWS, norm, false, to, stream); break
   switch (t->b->segment->norm) {
-  case NR_NORM_NONE: forward_make(t, of, dtype, how, ROWS, NR_NORM_NONE, to, stream); break;
-  case NR_NORM_LAYER: forward_make(t, of, dtype, how, ROWS, NR_NORM_LAYER, to, stream); break;
-  case NR_NORM_LAYER_AFFINE: forward_make(t, of, dtype, how, ROWS, NR_NORM_LAYER_AFFINE, to, stream); break;
-  case NR_NORM_RMS: forward_make(t, of, dtype, how, ROWS, NR_NORM_RMS, to, stream); break;
-  case NR_NORM_RMS_AFFINE: forward_make(t, of, dtype, how, ROWS, NR_NORM_RMS_AFFINE, to, stream); break;
+    WHOLE(NR_NORM_NONE);
+    WHOLE(NR_NORM_LAYER);
+    WHOLE(NR_NORM_LAYER_AFFINE);
+    WHOLE(NR_NORM_RMS);
+    WHOLE(NR_NORM_RMS_AFFINE);
   }
+#undef WHOLE
 }
 
-/* The third stage of a group for each dtype and way of turning. */
+/* The last reading of a group for each dtype and way of turning. */
 #define MAKE(dtype, how)                                                                                               \
   APART void make_##dtype##_##how(const forward_state *t, const forward_group *of, char *const *to, bool stream) {     \
-    if (V16_REGISTERS && of->rows == ROWS)                                                                             \
+    const nr_norm norm = t->b->segment->norm;                                                                          \
+    if (V16_REGISTERS && of->rows == ROWS && !of->any_far)                                                             \
       forward_whole(t, of, NR_##dtype, TURN_##how, to, stream);                                                        \
+    else if (V16_REGISTERS && of->rows == ROWS)                                                                        \
+      forward_make(t, of, NR_##dtype, TURN_##how, ROWS, norm, true, to, stream);                                       \
     else                                                                                                               \
-      forward_make(t, of, NR_##dtype, TURN_##how, of->rows, t->b->segment->norm, to, stream);                          \
+      forward_make(t, of, NR_##dtype, TURN_##how, of->rows, norm, true, to, stream);                                   \
   }
 #define MAKE_OF(dtype) MAKE(dtype, NONE) MAKE(dtype, ADJACENT) MAKE(dtype, CHUNKS)
 MAKE_OF(F32)
@@ -366,38 +385,31 @@ INLINE void forward_begin(forward_state *t, nr_dtype dtype) {
     load_tables(s, t->b->batch, t->tile.first, t->tile.count, 0, dtype, t->tables);
 }
 
-/* Groups on their way through the stages. */
-typedef struct pipeline {
-  forward_group group[STAGES];
-  int64_t read, squared, known, made; /* groups that are through with reading, squares, rstd, and all */
-} pipeline;
-
-/* The rstds of groups whose squares are known, and their statistics to where they are kept. */
-INLINE void forward_know(const forward_state *t, pipeline *p) {
+/* From the sums of a group to its statistics. */
+INLINE void forward_know(const forward_state *t, forward_group *of, nr_dtype dtype) {
   const nr_segment *s = t->b->segment;
-  for (; p->known < p->squared; p->known++) {
-    forward_group *of = &p->group[p->known % STAGES];
-    if (!s->norm)
-      continue;
-    forward_rstd(t, of, s->dim);
-    forward_statistics(t, of);
+  if (!s->norm)
+    return;
+  forward_means(t, of, s->dim);
+  if (of->any_far) {
+    forward_recentre(of);
+    sums_again_functions[dtype](t, of);
+    forward_means_again(t, of, s->dim);
   }
+  forward_statistics(t, of);
 }
 
-/* Takes groups on, each stage at what an earlier turn left it, so that none waits for another; at the end all the way.
- */
+/* Groups on their way. */
+typedef struct pipeline {
+  forward_group group[STAGES];
+  int64_t read, known, made; /* how many have been read for their sums, have their statistics, have been written */
+} pipeline;
+
+/* Takes each group on by one stage, at the end all the way. */
 INLINE void forward_flow(const forward_state *t, pipeline *p, nr_dtype dtype, bool end) {
-  const nr_segment *s = t->b->segment;
-  forward_know(t, p);
-  for (; p->squared < p->read - !end; p->squared++) {
-    forward_group *of = &p->group[p->squared % STAGES];
-    forward_mean(of, s->dim);
-    if (s->norm)
-      squares_functions[dtype](t, of);
-  }
-  if (end)
-    forward_know(t, p);
-  for (; p->made < p->read - (end ? 0 : STAGES - 1); p->made++)
+  for (; p->known < p->read - !end; p->known++)
+    forward_know(t, &p->group[p->known % STAGES], dtype);
+  for (; p->made < p->known - !end; p->made++)
     forward_store(t, &p->group[p->made % STAGES], dtype);
 }
 
@@ -422,35 +434,45 @@ INLINE void forward_heads(forward_state *t, nr_dtype dtype, tables *tables_of) {
         forward_head(t, dtype, t->at.outer);
       forward_read(t, group, dtype);
       forward_clear(group);
-      sum_functions[dtype](t, group);
+      sums_functions[dtype](t, group);
       forward_flow(t, &p, dtype, differ);
     }
   }
   forward_flow(t, &p, dtype, true);
 }
 
+/* What the readings of positions' heads are for. */
+typedef enum reading { READ_SUMS, READ_SUMS_AGAIN, READ_LAST } reading;
+
+/* All heads of the group's positions from `first` on. */
+INLINE void forward_reading(forward_state *t, nr_dtype dtype, forward_group *group, int64_t first, reading what) {
+  forward_walk(t, BY_HEAD, first, group->rows);
+  for (int64_t n = 0; n < t->b->segment->heads; n++) {
+    if (what == READ_LAST)
+      forward_head(t, dtype, n);
+    forward_read(t, group, dtype);
+    if (what == READ_SUMS)
+      sums_functions[dtype](t, group);
+    else if (what == READ_SUMS_AGAIN)
+      sums_again_functions[dtype](t, group);
+    else
+      forward_store(t, group, dtype);
+  }
+}
+
 /* Statistics over all heads, of the group's positions from `first` on. */
 INLINE void forward_positions(forward_state *t, nr_dtype dtype, forward_group *group, int64_t first) {
-  const nr_segment *s = t->b->segment;
-  const int64_t channels = s->heads * s->dim;
+  const int64_t channels = t->b->segment->heads * t->b->segment->dim;
   forward_clear(group);
-  for (int stage = 0; stage < STAGES; stage++) {
-    forward_walk(t, BY_HEAD, first, group->rows);
-    for (int64_t n = 0; n < s->heads; n++) {
-      if (stage == STAGES - 1)
-        forward_head(t, dtype, n);
-      forward_read(t, group, dtype);
-      if (stage == STAGES - 1)
-        forward_store(t, group, dtype);
-      else
-        (stage == 0 ? sum_functions : squares_functions)[dtype](t, group);
-    }
-    t->ahead.rows.at = NULL; /* that has come */
-    if (stage == 0)
-      forward_mean(group, channels);
-    if (stage == 1)
-      forward_rstd(t, group, channels);
+  forward_reading(t, dtype, group, first, READ_SUMS);
+  t->ahead.rows.at = NULL; /* that has come */
+  forward_means(t, group, channels);
+  if (group->any_far) {
+    forward_recentre(group);
+    forward_reading(t, dtype, group, first, READ_SUMS_AGAIN);
+    forward_means_again(t, group, channels);
   }
+  forward_reading(t, dtype, group, first, READ_LAST);
   forward_walk(t, BY_HEAD, first, group->rows);
   forward_read(t, group, dtype);
   forward_statistics(t, group);

@@ -27,6 +27,12 @@
 
 enum { CHUNK = NR_CHUNK, HALF_CHUNK = CHUNK / 2, ROWS = 4, LINE = 64 };
 
+/* A number for each row of a group. Vectors as GCC and Clang have them, since of loops over four rows they make vectors
+   only in part, and what is stored in parts and loaded as a whole has to wait. */
+typedef double rows_f64 __attribute__((vector_size(ROWS * sizeof(double))));
+typedef float rows_f32 __attribute__((vector_size(ROWS * sizeof(float))));
+typedef int64_t rows_mask __attribute__((vector_size(ROWS * sizeof(int64_t))));
+
 typedef struct scratch {
   _Alignas(64) float channel[NR_MAX_DIM];
 } scratch;
