@@ -2,8 +2,8 @@
  * The forward body: one for every norm, rope, layout, dtype and instruction set.
  *
  * One reading of a row makes the sum of x and that of its squares, and so the variance, mean of squares - mean^2. Where
- * the mean is larger than the deviation that difference would cancel; such a row is `far` from 0. It is read again for
- * the sums of x - centre, the centre being the mean, rounded. The last reading makes
+ * mean^2 is not small beside the variance (FAR) that difference would lose digits; such a row is `far` from 0. It is
+ * read again for the sums of x - centre, the centre being the mean, rounded. The last reading makes
  *
  *   y = x * rstd + shift,             shift = -mean * rstd             of near rows,
  *   y = (x - centre) * rstd + shift,  shift = -(mean - centre) * rstd  of far rows, which lose nothing either.
@@ -13,7 +13,11 @@
  * over all heads a group is ROWS positions, all heads of them.
  */
 
-enum { PART = 4 * CHUNK /* channels that are added in float32 */, STAGES = 3 };
+enum {
+  PART = 4 * CHUNK, /* channels that are added in float32 */
+  FAR = 8,          /* times mean^2 of a near row is at most the variance */
+  STAGES = 3
+};
 
 typedef struct forward_group {
   int64_t rows;                                                /* ROWS or 1 */
@@ -130,7 +134,7 @@ INLINE void forward_means(const forward_state *t, forward_group *of, int64_t cha
   rest *= share;
   variance = variance * share - rest * rest;
   const bool centres = nr_norm_centres(t->b->segment->norm);
-  const rows_mask below = variance < 0, far = ~((rest * rest <= variance) & (variance <= DBL_MAX));
+  const rows_mask below = variance < 0, far = ~((FAR * rest * rest <= variance) & (variance <= DBL_MAX));
   variance = (rows_f64)(~below & (rows_mask)variance) + t->b->segment->eps;
   memcpy(root, &variance, sizeof root);
   for (int64_t r = 0; r < ROWS; r++)
