@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -73,7 +74,11 @@ ADDRESS_WORD = {name: getattr(Segment, name).offset // _WORD for name in VIEWS}
 def _find() -> Path:
     """The library: NORMROPE_LIBRARY where set, else the one that the package carries."""
     chosen = os.environ.get("NORMROPE_LIBRARY")
-    return Path(chosen) if chosen else Path(__file__).parent / "lib" / "libnormrope.so.0"
+    if chosen:
+        return Path(chosen)
+    # An editable installation has its sources in one place and the library in another.
+    carried = [Path(folder) / "lib" / "libnormrope.so.0" for folder in sys.modules["normrope"].__path__]
+    return next((path for path in carried if path.exists()), carried[0])
 
 
 def _load(path: Path) -> ctypes.CDLL:

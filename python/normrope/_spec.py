@@ -2,9 +2,9 @@
 
 A specification travels as a line of text, which operators of every framework can carry, print and compare:
 
-    BNSD query,key,text,weight,cos,sin; query output=0 x=0 norm=4 weight=3 rope=2 cos=4 sin=5 follow=1; ...
+    1 BNSD query,key,text,weight,cos,sin; query output=0 x=0 norm=4 weight=3 rope=2 cos=4 sin=5 follow=1; ...
 
-First the outputs' layout and the arrays' names, as messages call them; then a segment each, whose fields are those of
+First VERSION, the outputs' layout and the arrays' names, as messages call them; then a segment each, whose fields are those of
 SegmentSpec and left out where they have their defaults. Arrays go by their number in the list of names.
 """
 
@@ -17,6 +17,9 @@ from normrope._native import MAX_SEGMENTS, NORMS
 
 LAYOUTS = ("BNSD", "BSND")
 SCOPES = ("head", "all_heads")
+# Of this text and the operators that carry it. Compilers keep what they compiled, by the arguments of operators: a new
+# number keeps a newer package from what an older one left.
+VERSION = "1"
 ABSENT = -1
 HALF = -1
 ROPES = {"none": 0, "interleaved": 2, "half": HALF}
@@ -80,14 +83,16 @@ def segment_text(name: str, **values: int) -> str:
 
 def text(layout: str, names: list[str], segments: list[str]) -> str:
     """A specification, of what segment_text gave."""
-    return "; ".join([layout + " " + ",".join(names), *segments])
+    return "; ".join([f"{VERSION} {layout} {','.join(names)}", *segments])
 
 
 @lru_cache(4096)
 def parse(specification: str) -> Spec:
     """Reads a specification."""
     head, *segments = specification.split("; ")
-    layout, names = head.split(" ")
+    version, layout, names = head.split(" ")
+    if version != VERSION:
+        raise ValueError(f"specification: version {version}, expected {VERSION}: it was compiled for another normrope")
     if not 0 < len(segments) <= MAX_SEGMENTS:
         raise ValueError(f"segments: {len(segments)}, expected 1 to {MAX_SEGMENTS}")
     read = []

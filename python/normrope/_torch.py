@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Optional
+from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,29 +130,35 @@ def _run_forward(
 
 
 def _run_backward(
-    gradients: Sequence[Tensor | None],
-    tensors: Sequence[Tensor | None],
-    statistics: Tensor | None,
+    gradients: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    statistics: Tensor,
     sizes: Sequence[int],
     positions: Sequence[int],
     spec: str,
+    given: Sequence[bool],
+    read: Sequence[bool],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
+    """Gradients of the arrays wanted. `gradients` are those of the outputs that are given, `tensors` those read."""
     # The gradient of a parameter that is one number for many elements is still a number for each.
-    tensors = [t.contiguous() if w and t is not None and 0 in t.stride() else t for t, w in zip(tensors, wanted)]
+    parameters = [t.contiguous() if w and 0 in t.stride() else t for t, w in zip(tensors, compress(wanted, read))]
+    inputs = [*_spread(gradients, given), *_spread(parameters, read), statistics]
 
     def draft() -> Draft:
-        parsed = parse(spec)
-        names = [*[f"gradient of output {i}" for i in range(parsed.num_outputs)], *parsed.names, "statistics"]
-        inputs = [*gradients, *tensors, statistics]
+        parsed, count = parse(spec), len(given)
+        names = [*[f"gradient of output {i}" for i in range(count)], *parsed.names, "statistics"]
         _check_devices(names, inputs)
         arrays = [_array(name, tensor) for name, tensor in zip(names, inputs)]
-        count = len(gradients)
-        shapes = _unpack(parsed, sizes)
-        return draft_backward(parsed, arrays[:count], arrays[count:-1], shapes, positions, wanted)
+        return draft_backward(parsed, arrays[:count], arrays[count:-1], _unpack(parsed, sizes), positions, wanted)
 
-    key = [spec, *sizes, *positions, *wanted]
-    return _launch(native.BACKWARD, key, [*gradients, *tensors, statistics], draft)
+    return _launch(native.BACKWARD, [spec, *sizes, *positions, *wanted], inputs, draft)
+
+
+def _spread(values: Sequence[Tensor], there: Sequence[bool]) -> list[Any]:
+    """A value for each True, None for each False."""
+    following = iter(values)
+    return [next(following) if t else None for t in there]
 
 
 def _pack(spec: Spec, tensors: Sequence[Tensor]) -> list[int]:
@@ -193,43 +200,45 @@ def _(
 
 @torch.library.custom_op("normrope::backward", mutates_args=())
 def _backward_op(
-    gradients: Sequence[Optional[Tensor]],
-    tensors: Sequence[Optional[Tensor]],
-    statistics: Optional[Tensor],
+    gradients: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    statistics: Tensor,
     sizes: Sequence[int],
     positions: Sequence[int],
     spec: str,
+    given: Sequence[bool],
+    read: Sequence[bool],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    return _run_backward(gradients, tensors, statistics, sizes, positions, spec, wanted)
+    return _run_backward(gradients, tensors, statistics, sizes, positions, spec, given, read, wanted)
 
 
 @_backward_op.register_fake
 def _(
-    gradients: Sequence[Optional[Tensor]],
-    tensors: Sequence[Optional[Tensor]],
-    statistics: Optional[Tensor],
+    gradients: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    statistics: Tensor,
     sizes: Sequence[int],
     positions: Sequence[int],
     spec: str,
+    given: Sequence[bool],
+    read: Sequence[bool],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    parsed = parse(spec)
-    shapes = _unpack(parsed, sizes)
+    parsed, shapes = parse(spec), _unpack(parse(spec), sizes)
+    of_output, parameters = _spread(gradients, given), _spread(tensors, read)
     made = []
-    for i, tensor in enumerate(tensors):
-        if not wanted[i]:
-            continue
+    for i in [i for i, w in enumerate(wanted) if w]:
         if i in parsed.rows:
-            like = next(g for s in parsed.segments if s.x == i for g in [gradients[s.output]] if g is not None)
+            like = next(g for s in parsed.segments if s.x == i for g in [of_output[s.output]] if g is not None)
             made.append(like.new_empty(shapes[i]))
         else:
-            assert tensor is not None
-            made.append(tensor.new_empty(tensor.shape))
+            like = parameters[i]
+            made.append(like.new_empty(like.shape))
     return made
 
 
-def _refuse(ctx: Any, gradients: Any) -> Any:
+def _refuse(ctx: Any, *gradients: Any) -> Any:
     raise NotImplementedError(
         "normrope: a gradient of a gradient was asked for (create_graph=True), and normrope has first derivatives only"
     )
@@ -273,20 +282,40 @@ def _save(
     """Keeps what the backward reads: inputs, and mean and rstd, which are the last output."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(outputs[-1], *[outputs[i] for i in _constant(spec, wanted)])
-    ctx.save_for_backward(*[t if r else None for t, r in zip(tensors, _read(spec, wanted))], outputs[-1])
+    ctx.save_for_backward(*compress(tensors, _read(spec, wanted)), outputs[-1])
     ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = _pack(parse(spec), tensors), positions, spec, wanted
 
 
 def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Of all tensors, for those of the joined ones; None: zero, or not wanted."""
-    wanted = _reachable(ctx.spec, tuple([g is not None for g in gradients]), ctx.wanted)
+    given = tuple([g is not None for g in gradients])
+    wanted = _reachable(ctx.spec, given, ctx.wanted)
     if not any(wanted):
         return [None] * len(wanted)
+    present = [g for g in gradients if g is not None]
     *tensors, statistics = ctx.saved_tensors
-    present = [t for t in (*gradients, *tensors) if t is not None]
-    run = torch.ops.normrope.backward if torch.is_grad_enabled() or _watched(present) else _run_backward
-    found = iter(run(gradients, tensors, statistics, ctx.sizes, ctx.positions, ctx.spec, wanted))
-    return [next(found) if w else None for w in wanted]
+    rest = (ctx.sizes, ctx.positions, ctx.spec, given, _read(ctx.spec, ctx.wanted), wanted)
+    if _watched(present + tensors):
+        found = torch.ops.normrope.backward(present, tensors, statistics, *rest)
+    elif torch.is_grad_enabled():
+        found = SecondDerivative.apply(len(present), rest, *present, *tensors, statistics)
+    else:
+        found = _run_backward(present, tensors, statistics, *rest)
+    return _spread(found, wanted)
+
+
+class SecondDerivative(torch.autograd.Function):
+    """The way back where a graph of it is recorded: only so that a gradient of the gradients is refused."""
+
+    @staticmethod
+    def forward(count: int, rest: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(_run_backward(inputs[:count], inputs[count:-1], inputs[-1], *rest))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    backward = staticmethod(_refuse)
 
 
 class NormRope(torch.autograd.Function):

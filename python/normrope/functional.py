@@ -183,7 +183,7 @@ def _operator(
                 fields["all_heads"] = all_heads if norms[stream] else 0
                 for parameter, owners in (("weight", (2, 4)), ("bias", (2,))):
                     if norms[stream] in owners:
-                        fields[parameter] = _needed(number, f"{norm_prefix}{projection}_{parameter}", norm_prefix, norms[stream])
+                        fields[parameter] = _needed(number, f"{norm_prefix}{projection}_{parameter}", norm_prefix, _spec.NORMS[norms[stream]])
                 if width and not (image_only and stream == 1):
                     own = "key_" if projection == "key" and ("key_rope_cos" in number or "key_rope_sin" in number) else ""
                     fields["rope"] = width
