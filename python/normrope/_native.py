@@ -147,7 +147,7 @@ class Plan:
         borrowed: what the descriptors' names point to, kept as long as the plan.
     """
 
-    __slots__ = ("_array", "_borrowed", "_handle", "_template", "workspace_size")
+    __slots__ = ("_borrowed", "_handle", "_spare", "_template", "workspace_size")
 
     def __init__(
         self, direction: int, backend: int, segments: Sequence[Segment], threads: int, borrowed: Sequence[Any]
@@ -159,7 +159,7 @@ class Plan:
         check(LIBRARY.nr_plan_create(byref(self._handle), byref(problem)))
         self.workspace_size: int = LIBRARY.nr_plan_workspace_size(self._handle)
         self._template = bytes(array)
-        self._array = c_char * len(self._template)
+        self._spare: list[tuple[Any, memoryview, int]] = []
 
     def run(
         self, words: Sequence[int], addresses: Sequence[int], workspace: int | None, stream: int | None = None
@@ -172,15 +172,16 @@ class Plan:
             workspace: the address of `workspace_size` bytes.
             stream: of the backend's device; None on the CPU.
         """
-        memory = bytearray(self._template)
-        view = memoryview(memory).cast("Q")
+        try:
+            spare = self._spare.pop()  # which no other thread has now
+        except IndexError:
+            memory = (c_char * len(self._template)).from_buffer(bytearray(self._template))
+            spare = memory, memoryview(memory).cast("B").cast("Q"), ctypes.addressof(memory)
+        _, view, segments = spare
         for word, address in zip(words, addresses):
             view[word] = address
-        del view
-        segments = self._array.from_buffer(memory)
-        status = LIBRARY.nr_plan_run(
-            self._handle, ctypes.addressof(segments), workspace, self.workspace_size, stream
-        )
+        status = LIBRARY.nr_plan_run(self._handle, segments, workspace, self.workspace_size, stream)
+        self._spare.append(spare)
         if status:
             check(status)
 

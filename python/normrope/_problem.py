@@ -22,8 +22,14 @@ class Output(NamedTuple):
     """An array to be made, contiguous; `zeroed` if a plan writes only a part of it."""
 
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: int
     zeroed: bool = False
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: int, zeroed: bool = False) -> Output:
+        """One of this shape."""
+        return cls(shape, contiguous(shape), dtype, zeroed)
 
 
 class Prepared(NamedTuple):
@@ -345,15 +351,15 @@ def draft_forward(
     joined = output_shapes(spec, shapes)
     for number, shape in enumerate(joined):
         dtype = next(arrays[s.x].dtype for s in spec.segments if s.output == number)
-        draft.outputs.append(Output(shape, dtype))
-    kept = Output((num_statistics(spec, shapes),), _statistics_dtype([arrays[i].dtype for i in spec.rows]))
+        draft.outputs.append(Output.of(shape, dtype))
+    kept = Output.of((num_statistics(spec, shapes),), _statistics_dtype([arrays[i].dtype for i in spec.rows]))
     if statistics:
         draft.outputs.append(kept)
     places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     for i, s in enumerate(spec.segments):
         draft.segment(s, arrays[s.x].shape, eps[i])
         draft.x("x", s, s.x, arrays[s.x])
-        strides = _row_strides(spec.layout, contiguous(joined[s.output]))
+        strides = _row_strides(spec.layout, draft.outputs[s.output].strides)
         output = len(arrays) + s.output
         draft.view("y", output, strides, arrays[s.x].dtype, f"{s.name} output", places[i] * strides[1])
         if statistics:
@@ -404,8 +410,8 @@ def draft_backward(
             zeroed = sum([heads_of(s, shape) for s in users]) < shape[2]
         else:
             (shape, _, dtype), zeroed = _of(array), False
-        draft.outputs.append(Output(shape, dtype, zeroed))
-        made[i] = Array(shape, contiguous(shape), dtype)
+        draft.outputs.append(Output.of(shape, dtype, zeroed))
+        made[i] = Array(*draft.outputs[-1][:3])
     places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     kept = _statistics_dtype([a.dtype for a in gradients if a is not None])
     inputs = [len(gradients) + i for i in range(len(arrays))]

@@ -11,7 +11,7 @@ SegmentSpec and left out where they have their defaults. Arrays go by their numb
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from normrope._native import MAX_SEGMENTS, NORMS
 
@@ -62,12 +62,12 @@ class Spec:
     names: tuple[str, ...]
     segments: tuple[SegmentSpec, ...]
 
-    @property
+    @cached_property
     def num_outputs(self) -> int:
         """How many joined arrays there are."""
         return 1 + max(s.output for s in self.segments)
 
-    @property
+    @cached_property
     def rows(self) -> list[int]:
         """The arrays that are an x."""
         return sorted({s.x for s in self.segments})
