@@ -8,10 +8,10 @@ NumPy's arrays, and whatever speaks DLPack.
 from importlib.util import find_spec as _find_spec
 
 from normrope._native import version as _version
-from normrope.functional import Segment, norm_rope, norm_rope_concat
+from normrope.functional import Segment, norm_rope, norm_rope_concat, norm_rope_concat_vjp, norm_rope_vjp
 
 __version__ = _version()
-__all__ = ["Segment", "norm_rope", "norm_rope_concat"]
+__all__ = ["Segment", "norm_rope", "norm_rope_concat", "norm_rope_concat_vjp", "norm_rope_vjp"]
 
 if _find_spec("torch") is not None:
     from normrope import nn, tables

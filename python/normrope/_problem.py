@@ -111,6 +111,25 @@ def live_segments(spec: Spec, given: Sequence[bool], wanted: Sequence[bool]) -> 
     return [s for s in spec.segments if given[s.output] and (wanted[s.x] or any([wanted[i] for i in s.parameters]))]
 
 
+def reachable(spec: Spec, given: Sequence[bool], wanted: Sequence[bool]) -> tuple[bool, ...]:
+    """Those of the wanted gradients that a given one of the joined arrays contributes to; the others are zero."""
+    used = {i for s in live_segments(spec, given, wanted) for i in (s.x, *s.parameters)}
+    return tuple([w and i in used for i, w in enumerate(wanted)])
+
+
+def pack(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
+    """The shape [B, S, N, D] of every x, one after the other."""
+    return [extent for i in spec.rows for extent in shapes[i]]
+
+
+def unpack(spec: Spec, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """What was packed, by the numbers of arrays."""
+    shapes: list[tuple[int, ...]] = [()] * len(spec.names)
+    for place, i in enumerate(spec.rows):
+        shapes[i] = tuple(sizes[4 * place : 4 * place + 4])
+    return shapes
+
+
 def wants_tables(segment: SegmentSpec, wanted: Sequence[bool]) -> bool:
     """Whether the gradient of a table is among those wanted."""
     return segment.rope != 0 and (wanted[segment.cos] or wanted[segment.sin])

@@ -27,7 +27,10 @@ from normrope._problem import (
     live_segments,
     num_statistics,
     output_shapes,
+    pack,
+    reachable,
     read_by_backward,
+    unpack,
 )
 from normrope._spec import Spec, parse
 
@@ -150,7 +153,7 @@ def _run_backward(
         names = [*[f"gradient of output {i}" for i in range(count)], *parsed.names, "statistics"]
         _check_devices(names, inputs)
         arrays = [_array(name, tensor) for name, tensor in zip(names, inputs)]
-        return draft_backward(parsed, arrays[:count], arrays[count:-1], _unpack(parsed, sizes), positions, wanted)
+        return draft_backward(parsed, arrays[:count], arrays[count:-1], unpack(parsed, sizes), positions, wanted)
 
     return _launch(native.BACKWARD, [spec, *sizes, *positions, *wanted], inputs, draft)
 
@@ -159,18 +162,6 @@ def _spread(values: Sequence[Tensor], there: Sequence[bool]) -> list[Any]:
     """A value for each True, None for each False."""
     following = iter(values)
     return [next(following) if t else None for t in there]
-
-
-def _pack(spec: Spec, tensors: Sequence[Tensor]) -> list[int]:
-    """The shape of every x, one after the other."""
-    return [extent for i in spec.rows for extent in tensors[i].shape]
-
-
-def _unpack(spec: Spec, sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    shapes: list[tuple[int, ...]] = [()] * len(spec.names)
-    for place, i in enumerate(spec.rows):
-        shapes[i] = tuple(sizes[4 * place : 4 * place + 4])
-    return shapes
 
 
 # -- Operators ---------------------------------------------------------------------------------------------------------
@@ -225,7 +216,7 @@ def _(
     read: Sequence[bool],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    parsed, shapes = parse(spec), _unpack(parse(spec), sizes)
+    parsed, shapes = parse(spec), unpack(parse(spec), sizes)
     of_output, parameters = _spread(gradients, given), _spread(tensors, read)
     made = []
     for i in [i for i, w in enumerate(wanted) if w]:
@@ -257,10 +248,7 @@ def _read(spec: str, wanted: tuple[bool, ...]) -> list[bool]:
 
 @lru_cache(4096)
 def _reachable(spec: str, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Those of the wanted gradients that a given one contributes to; the others are zero."""
-    live = live_segments(parse(spec), given, wanted)
-    used = {i for s in live for i in (s.x, *s.parameters)}
-    return tuple([w and i in used for i, w in enumerate(wanted)])
+    return reachable(parse(spec), given, wanted)
 
 
 @lru_cache(4096)
@@ -283,7 +271,7 @@ def _save(
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(outputs[-1], *[outputs[i] for i in _constant(spec, wanted)])
     ctx.save_for_backward(*compress(tensors, _read(spec, wanted)), outputs[-1])
-    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = _pack(parse(spec), tensors), positions, spec, wanted
+    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = pack(parse(spec), [t.shape for t in tensors]), positions, spec, wanted
 
 
 def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

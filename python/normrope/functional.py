@@ -7,9 +7,11 @@ are read where they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from normrope import _spec
@@ -54,6 +56,21 @@ def _apply(tensors: list[Any], positions: Sequence[int], eps: Sequence[float], s
     from normrope import _arrays
 
     return _arrays.forward(tensors, positions, eps, spec, False)
+
+
+def _vjp(
+    tensors: list[Any], positions: Sequence[int], eps: Sequence[float], spec: str
+) -> tuple[list[Any], Callable[..., dict[str, Any]]]:
+    from normrope import _arrays
+
+    *outputs, statistics = _arrays.forward(tensors, positions, eps, spec, True)
+
+    def pull(*gradients: Any) -> dict[str, Any]:
+        if len(gradients) != len(outputs):
+            raise ValueError(f"gradients: {len(gradients)}, expected {len(outputs)}, one for each result")
+        return _arrays.backward(gradients, tensors, statistics, positions, spec)
+
+    return outputs, pull
 
 
 # -- The published operator --------------------------------------------------------------------------------------------
@@ -142,14 +159,59 @@ def norm_rope_concat(
         *(norm_added_query_weight, norm_added_query_bias, norm_added_key_weight, norm_added_key_bias),
         *(rope_cos, rope_sin, key_rope_cos, key_rope_sin),
     )
+    call, there = _concat(given, norm, norm_added, rope, order, eps, eps_added, scope, rope_on, layout)
+    return _placed(_apply(*call), there)
+
+
+def norm_rope_concat_vjp(
+    *arguments: Any, **options: Any
+) -> tuple[tuple[Any, Any, Any], Callable[[Any, Any, Any], dict[str, Any]]]:
+    """norm_rope_concat and its backward as two functions, for arrays, which have no autograd.
+
+    Args:
+        arguments: as norm_rope_concat's: arrays of NumPy (bfloat16: of ml_dtypes), or that speak DLPack.
+        options: as norm_rope_concat's.
+
+    Returns:
+        The three results, and a function from their gradients (None: zero) to those of the arrays, by the arguments' names;
+        one that nothing contributes to is left out.
+    """
+    bound = inspect.signature(norm_rope_concat).bind(*arguments, **options)
+    bound.apply_defaults()
+    values = bound.arguments
+    given = tuple([values.pop(name) for name in _ARGUMENTS])
+    call, there = _concat(given, **values)
+    outputs, pull = _vjp(*call)
+    return _placed(outputs, there), lambda *gradients: pull(*compress(gradients, there))
+
+
+Call = tuple[list[Any], list[int], list[float], str]  # arrays, and for segments position and eps, and the specification
+
+
+def _concat(
+    given: tuple[Any, ...],
+    norm: Norm,
+    norm_added: Norm | None,
+    rope: Rope,
+    order: Order,
+    eps: float,
+    eps_added: float | None,
+    scope: Scope,
+    rope_on: RopeOn,
+    layout: Layout,
+) -> tuple[Call, list[bool]]:
+    """The call for these arguments, and which of the three results there are."""
     read = _operator if _tracing() else _cached_operator
-    spec, streams, outputs = read(
+    spec, streams, there = read(
         tuple([x is not None for x in given]), norm, norm_added, rope, order, scope, rope_on, layout
     )
     both = (eps, eps if eps_added is None else eps_added)
-    tensors = [x for x in given if x is not None]
-    joined = iter(_apply(tensors, [0] * len(streams), [both[i] for i in streams], spec))
-    return tuple([next(joined) if there else None for there in outputs])  # type: ignore[return-value]
+    return ([x for x in given if x is not None], [0] * len(streams), [both[i] for i in streams], spec), there
+
+
+def _placed(outputs: Sequence[Any], there: list[bool]) -> tuple[Any, Any, Any]:
+    following = iter(outputs)
+    return tuple([next(following) if t else None for t in there])  # type: ignore[return-value]
 
 
 def _operator(
@@ -270,11 +332,27 @@ def norm_rope(segments: Sequence[Segment], *, layout: Layout = "BNSD") -> tuple[
         TypeError: a dtype that no backend takes.
         NotImplementedError: valid, but not on this device.
     """
-    tensors, positions, eps, spec = _segments(segments, layout)
-    return tuple(_apply(tensors, positions, eps, spec))
+    return tuple(_apply(*_segments(segments, layout)))
 
 
-def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], list[int], list[float], str]:
+def norm_rope_vjp(
+    segments: Sequence[Segment], *, layout: Layout = "BNSD"
+) -> tuple[tuple[Any, ...], Callable[..., dict[str, Any]]]:
+    """norm_rope and its backward as two functions, for arrays, which have no autograd.
+
+    Args:
+        segments: as norm_rope's, of NumPy's arrays (bfloat16: of ml_dtypes), or such that speak DLPack.
+        layout: of the results.
+
+    Returns:
+        The results, and a function from their gradients (None: zero) to those of the arrays, by names such as
+        "segment0.x" or "NAME.weight" (of the first segment that has the array).
+    """
+    outputs, pull = _vjp(*_segments(segments, layout))
+    return tuple(outputs), pull
+
+
+def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
     """The arrays of a list of segments, one time each, and the specification."""
     tensors: list[Any] = []
     names: list[str] = []
