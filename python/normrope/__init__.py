@@ -5,15 +5,14 @@ norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.
 NumPy's arrays, and whatever speaks DLPack.
 """
 
-from importlib.util import find_spec as _find_spec
-
+from normrope import functional
 from normrope._native import version as _version
-from normrope.functional import Segment, norm_rope, norm_rope_concat, norm_rope_concat_vjp, norm_rope_vjp
+from normrope.functional import Segment, explain, norm_rope, norm_rope_concat, norm_rope_concat_vjp, norm_rope_vjp
 
 __version__ = _version()
-__all__ = ["Segment", "norm_rope", "norm_rope_concat", "norm_rope_concat_vjp", "norm_rope_vjp"]
+__all__ = ["Segment", "explain", "norm_rope", "norm_rope_concat", "norm_rope_concat_vjp", "norm_rope_vjp"]
 
-if _find_spec("torch") is not None:
+if functional.torch is not None:
     from normrope import nn, tables
 
     __all__ += ["nn", "tables"]

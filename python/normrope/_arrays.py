@@ -19,12 +19,12 @@ from normrope._problem import (
     read_by_backward,
     reachable,
 )
-from normrope._spec import parse
+from normrope._spec import Spec, parse
 
 _CODES = {name: code for code, name in enumerate(native.DTYPE_NAMES)}
 
 
-def as_array(name: str, value: Any) -> np.ndarray:
+def taken(name: str, value: Any) -> np.ndarray:
     """The value's own memory."""
     if isinstance(value, np.ndarray):
         return value
@@ -47,6 +47,14 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0] if array.size else 0
 
 
+def plan_for(spec: Spec, draft: Draft, arrays: Sequence[np.ndarray]) -> tuple[int, int, str]:
+    """Plans without running: backend, threads, and the way that a call takes."""
+    outputs = [np.empty(o.shape, native.DTYPE_NAMES[o.dtype].replace("bfloat16", "float16")) for o in draft.outputs]
+    backend = backend_for(draft, native.BACKEND_CPU)
+    draft.plan(native.FORWARD, backend, 0, [_address(a) for a in (*arrays, *outputs)])
+    return backend, native.default_threads(), "arrays, without autograd; norm_rope_vjp and norm_rope_concat_vjp go back"
+
+
 def _run(direction: int, draft: Draft, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     known = {_CODES[a.dtype.name]: a.dtype for a in inputs if a is not None}
     outputs = [(np.zeros if o.zeroed else np.empty)(o.shape, known.get(o.dtype) or _dtype(o)) for o in draft.outputs]
@@ -66,9 +74,14 @@ def forward(
 ) -> list[np.ndarray]:
     """The joined arrays, and if asked for that of all statistics."""
     parsed = parse(spec)
-    arrays = [as_array(name, value) for name, value in zip(parsed.names, values)]
+    arrays = [taken(name, value) for name, value in zip(parsed.names, values)]
     described = [describe(name, array) for name, array in zip(parsed.names, arrays)]
     return _run(native.FORWARD, draft_forward(parsed, described, positions, eps, statistics), arrays)
+
+
+def apply(values: Sequence[Any], positions: Sequence[int], eps: Sequence[float], spec: str) -> list[np.ndarray]:
+    """The joined arrays."""
+    return forward(values, positions, eps, spec, False)
 
 
 def backward(
@@ -77,8 +90,8 @@ def backward(
     """Gradients of all arrays that a given gradient (None: zero) reaches, by their names."""
     parsed = parse(spec)
     wanted = reachable(parsed, [g is not None for g in gradients], [True] * len(values))
-    arrays = [as_array(name, value) for name, value in zip(parsed.names, values)]
-    incoming = [None if g is None else as_array(f"gradient of output {i}", g) for i, g in enumerate(gradients)]
+    arrays = [taken(name, value) for name, value in zip(parsed.names, values)]
+    incoming = [None if g is None else taken(f"gradient of output {i}", g) for i, g in enumerate(gradients)]
     read = read_by_backward(parsed, wanted)
     kept = [array if r else None for array, r in zip(arrays, read)]
     draft = draft_backward(

@@ -329,7 +329,7 @@ def _row_strides(layout: str, strides: Sequence[int]) -> tuple[int, int, int, in
     return (b, third, second, channel) if layout == "BNSD" else (b, second, third, channel)
 
 
-def _joined_positions(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
+def joined_positions(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
     """Where in its output each segment begins."""
     ends = [0] * spec.num_outputs
     found = []
@@ -344,9 +344,17 @@ def _statistics_dtype(dtypes: Sequence[int]) -> int:
 
 
 def backend_for(draft: Draft, device: int) -> int:
-    """The device's backend; the reference where rows are float64, which no other takes."""
-    wide = any([s.x.dtype == native.F64 or s.grad_y.dtype == native.F64 for s in draft.segments])
-    return native.BACKEND_REFERENCE if wide else device
+    """The device's backend, or the reference where rows are float64, which no other takes.
+
+    Raises:
+        NotImplementedError: float64 rows that are not in the processor's memory.
+    """
+    for s in draft.segments:
+        if native.F64 in (s.x.dtype, s.grad_y.dtype):
+            if device != native.BACKEND_CPU:
+                raise NotImplementedError(f"{s.name.decode()}: float64, expected another dtype, or tensors on the CPU")
+            return native.BACKEND_REFERENCE
+    return device
 
 
 def draft_forward(
@@ -374,7 +382,7 @@ def draft_forward(
     kept = Output.of((num_statistics(spec, shapes),), _statistics_dtype([arrays[i].dtype for i in spec.rows]))
     if statistics:
         draft.outputs.append(kept)
-    places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
+    places, sizes, begin = joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     for i, s in enumerate(spec.segments):
         draft.segment(s, arrays[s.x].shape, eps[i])
         draft.x("x", s, s.x, arrays[s.x])
@@ -431,7 +439,7 @@ def draft_backward(
             (shape, _, dtype), zeroed = _of(array), False
         draft.outputs.append(Output.of(shape, dtype, zeroed))
         made[i] = Array(*draft.outputs[-1][:3])
-    places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
+    places, sizes, begin = joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     kept = _statistics_dtype([a.dtype for a in gradients if a is not None])
     inputs = [len(gradients) + i for i in range(len(arrays))]
     for i, s in enumerate(spec.segments):

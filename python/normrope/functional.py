@@ -24,7 +24,9 @@ try:
     import torch
 
     from normrope import _torch
-except ImportError:  # arrays do without
+except ModuleNotFoundError as error:  # arrays do without
+    if error.name != "torch":
+        raise
     torch = None  # type: ignore[assignment]
 
 Norm = Union[Literal["none", "layer", "layer_affine", "rms", "rms_affine"], int]
@@ -50,12 +52,13 @@ def _tracing() -> bool:
     return torch is not None and torch.compiler.is_compiling()
 
 
-def _apply(tensors: list[Any], positions: Sequence[int], eps: Sequence[float], spec: str) -> Sequence[Any]:
-    if torch is not None and isinstance(tensors[0], torch.Tensor):
-        return _torch.apply(tensors, positions, eps, spec)
+def _framework(first: Any) -> Any:
+    """The module for arrays of this kind."""
+    if torch is not None and isinstance(first, torch.Tensor):
+        return _torch
     from normrope import _arrays
 
-    return _arrays.forward(tensors, positions, eps, spec, False)
+    return _arrays
 
 
 def _vjp(
@@ -160,7 +163,7 @@ def norm_rope_concat(
         *(rope_cos, rope_sin, key_rope_cos, key_rope_sin),
     )
     call, there = _concat(given, norm, norm_added, rope, order, eps, eps_added, scope, rope_on, layout)
-    return _placed(_apply(*call), there)
+    return _placed(_framework(call[0][0]).apply(*call), there)
 
 
 def norm_rope_concat_vjp(
@@ -176,11 +179,7 @@ def norm_rope_concat_vjp(
         The three results, and a function from their gradients (None: zero) to those of the arrays, by the arguments' names;
         one that nothing contributes to is left out.
     """
-    bound = inspect.signature(norm_rope_concat).bind(*arguments, **options)
-    bound.apply_defaults()
-    values = bound.arguments
-    given = tuple([values.pop(name) for name in _ARGUMENTS])
-    call, there = _concat(given, **values)
+    call, there = _concat_call(arguments, options)
     outputs, pull = _vjp(*call)
     return _placed(outputs, there), lambda *gradients: pull(*compress(gradients, there))
 
@@ -207,6 +206,15 @@ def _concat(
     )
     both = (eps, eps if eps_added is None else eps_added)
     return ([x for x in given if x is not None], [0] * len(streams), [both[i] for i in streams], spec), there
+
+
+def _concat_call(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Call, list[bool]]:
+    """The call of norm_rope_concat with these arguments."""
+    bound = inspect.signature(norm_rope_concat).bind(*arguments, **options)
+    bound.apply_defaults()
+    values = bound.arguments
+    given = tuple([values.pop(name) for name in _ARGUMENTS])
+    return _concat(given, **values)
 
 
 def _placed(outputs: Sequence[Any], there: list[bool]) -> tuple[Any, Any, Any]:
@@ -277,6 +285,28 @@ def _needed(number: dict[str, int], name: str, because: str, value: Any) -> int:
     return number[name]
 
 
+def explain(*arguments: Any, **options: Any) -> str:
+    """What a call does and why, in words: backend, way, and for each segment what is read, rotated and written.
+
+    It plans and does not run. Where the call would raise, the text says "not taken" and why.
+
+    Args:
+        arguments: as norm_rope_concat's, or norm_rope's list of segments.
+        options: likewise.
+    """
+    from normrope import _explain
+
+    try:
+        segments = arguments[0] if arguments else options.get("segments")
+        if isinstance(segments, Sequence):
+            call = _segments(segments, options.get("layout", "BNSD"))
+        else:
+            call = _concat_call(arguments, options)[0]
+    except (ValueError, TypeError) as error:
+        return f"not taken: {type(error).__name__}: {error}"
+    return _explain.explain(*call, _framework(call[0][0]))
+
+
 # -- The general form --------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +362,8 @@ def norm_rope(segments: Sequence[Segment], *, layout: Layout = "BNSD") -> tuple[
         TypeError: a dtype that no backend takes.
         NotImplementedError: valid, but not on this device.
     """
-    return tuple(_apply(*_segments(segments, layout)))
+    call = _segments(segments, layout)
+    return tuple(_framework(call[0][0]).apply(*call))
 
 
 def norm_rope_vjp(
