@@ -1,8 +1,8 @@
 """normrope: the step between the QKV projections and attention of a multimodal transformer, in one pass over memory.
 
 Normalise each head, rotate by position, join the image and text streams; forward and backward. With PyTorch:
-norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.tables. Without: the same two functions on
-NumPy's arrays, and whatever speaks DLPack.
+norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.tables. Without: the same two functions
+on NumPy's arrays, and whatever speaks DLPack.
 """
 
 from normrope import functional

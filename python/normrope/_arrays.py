@@ -16,8 +16,8 @@ from normrope._problem import (
     backend_for,
     draft_backward,
     draft_forward,
-    read_by_backward,
     reachable,
+    read_by_backward,
 )
 from normrope._spec import Spec, parse
 
@@ -30,7 +30,9 @@ def taken(name: str, value: Any) -> np.ndarray:
         return value
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
-    raise TypeError(f"{name}: a {type(value).__name__}, expected a torch.Tensor, a NumPy array or one that speaks DLPack")
+    raise TypeError(
+        f"{name}: a {type(value).__name__}, expected a torch.Tensor, a NumPy array or one that speaks DLPack"
+    )
 
 
 def describe(name: str, array: np.ndarray) -> Array:

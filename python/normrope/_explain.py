@@ -39,7 +39,11 @@ def _segment(spec: Spec, s: SegmentSpec, arrays: Sequence[Array], place: int, fi
     x = arrays[s.x]
     length = x.shape[1]
     heads = f", heads {s.first} to {s.first + s.heads - 1}" if s.heads else ""
-    what = [native.NORMS[s.norm].replace("_", " with ") + (" over all heads" if s.all_heads else "") if s.norm else "no norm"]
+    what = [
+        native.NORMS[s.norm].replace("_", " with ") + (" over all heads" if s.all_heads else "")
+        if s.norm
+        else "no norm"
+    ]
     what.append(_rope(s, arrays, length, first_row) if s.rope else "no rope")
     if not s.norm and not s.rope:
         what = ["copied"]
@@ -48,7 +52,9 @@ def _segment(spec: Spec, s: SegmentSpec, arrays: Sequence[Array], place: int, fi
         f"{s.output}: {', '.join(what)}"
     ]
     if x.strides[3] != 1 and x.shape[3] > 1:
-        lines.append(f"  slow: its channels are {x.strides[3]} elements apart and are read one by one; contiguous() would help")
+        lines.append(
+            f"  slow: its channels are {x.strides[3]} elements apart and are read one by one; contiguous() would help"
+        )
     for field in ("weight", "bias", "cos", "sin"):
         i = getattr(s, field)
         if i != ABSENT:
@@ -66,7 +72,9 @@ def _rope(s: SegmentSpec, arrays: Sequence[Array], length: int, first_row: int) 
         return f"{over}, but the tables have no row for any of its positions: none rotates"
     if (begin, end) == (0, length):
         return f"{over}, by rows {first_row} to {first_row + length - 1} of the tables"
-    return f"{over}, of its positions {begin} to {end - 1} only: the tables have {rows} rows, and its first is {first_row}"
+    return (
+        f"{over}, of its positions {begin} to {end - 1} only: the tables have {rows} rows, and its first is {first_row}"
+    )
 
 
 def _shown(array: Array) -> str:

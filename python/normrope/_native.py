@@ -120,7 +120,7 @@ def default_threads() -> int:
 
 
 def advise_huge_pages(address: int, size: int) -> None:
-    """Asks the system to back this memory by huge pages: where it is new, the first writing is several times as fast."""
+    """Asks the system to back this memory by huge pages: writing what is new takes a fraction of the time then."""
     page = mmap.PAGESIZE
     begin, end = -(-address // page) * page, (address + size) // page * page
     if end > begin:

@@ -82,7 +82,7 @@ def heads_of(segment: SegmentSpec, shape: Sequence[int]) -> int:
 
 def output_shapes(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Shapes of the joined arrays, for those of all arrays."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for number in range(spec.num_outputs):
         parts = [s for s in spec.segments if s.output == number]
         batch, _, _, dim = shapes[parts[0].x]
@@ -209,7 +209,9 @@ def _check_parameters(
     if len(shape) == 3:
         _expect(name, shape, (batch, rows, width), (1, rows, width))
     elif len(shape) == 4:
-        allowed = [(b, rows, n, width) for b in sorted({batch, 1}, reverse=True) for n in sorted({heads, 1}, reverse=True)]
+        allowed = [
+            (b, rows, n, width) for b in sorted({batch, 1}, reverse=True) for n in sorted({heads, 1}, reverse=True)
+        ]
         _expect(name, shape, *allowed)
     _expect(spec.names[s.sin], shapes[s.sin], shape)
 
@@ -275,9 +277,7 @@ class Draft:
         made.rope_length = shape[-3 if len(shape) == 4 else -2]
         made.rope_position = position
 
-    def view(
-        self, field: str, source: int, strides: Sequence[int], dtype: int, name: str, offset: int = 0
-    ) -> None:
+    def view(self, field: str, source: int, strides: Sequence[int], dtype: int, name: str, offset: int = 0) -> None:
         """A view of array `source`, `offset` elements in, in the segment made last."""
         made = native.View(None, (c_int64 * 4)(*strides), dtype, self.name(name))
         setattr(self.segments[-1], field, made)
@@ -290,10 +290,10 @@ class Draft:
         self.view(field, source, array.strides, array.dtype, _label(field, self.spec.names[s.x]), offset)
 
     def statistics(self, s: SegmentSpec, source: int, begin: int, size: int, dtype: int) -> int:
-        """mean and rstd, as the norm has them, from this element of the array of all statistics on; returns the next."""
+        """Mean and rstd, as the norm has them, from this element of the array of all statistics on; gives the next."""
         made = self.segments[-1]
         heads = 1 if s.all_heads else made.heads
-        for field in (("mean", "rstd") if s.centres else ("rstd",) if s.norm else ()):
+        for field in ("mean", "rstd") if s.centres else ("rstd",) if s.norm else ():
             self.view(field, source, (made.length * heads, heads, 1, 0), dtype, f"{field} of {s.name}", begin)
             begin += size
         return begin

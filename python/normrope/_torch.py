@@ -83,7 +83,9 @@ def _make(outputs: Sequence[Output], device: torch.device) -> list[Tensor]:
     return made
 
 
-def _launch(direction: int, key: list[Any], inputs: Sequence[Tensor | None], draft: Callable[[], Draft]) -> list[Tensor]:
+def _launch(
+    direction: int, key: list[Any], inputs: Sequence[Tensor | None], draft: Callable[[], Draft]
+) -> list[Tensor]:
     """Runs the plan for this key, which `draft` describes where there is none yet; returns its outputs."""
     addresses = []
     device = None
@@ -281,7 +283,12 @@ def _save(
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(outputs[-1], *[outputs[i] for i in _constant(spec, wanted)])
     ctx.save_for_backward(*compress(tensors, _read(spec, wanted)), outputs[-1])
-    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = pack(parse(spec), [t.shape for t in tensors]), positions, spec, wanted
+    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = (
+        pack(parse(spec), [t.shape for t in tensors]),
+        positions,
+        spec,
+        wanted,
+    )
 
 
 def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -333,7 +340,7 @@ class NormRope(torch.autograd.Function):
 
 
 class NormRopeTransformed(torch.autograd.Function):
-    """The way under torch.func's transforms, which want saving apart: torch binds arguments anew then, for 30 us a call."""
+    """The way under torch.func's transforms, which want saving apart; binding arguments for that takes torch 30 us."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -406,7 +413,11 @@ def plan_for(spec: Spec, draft: Draft, tensors: Sequence[Tensor]) -> tuple[int, 
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         draft.plan(native.FORWARD, backend, threads, [t.data_ptr() for t in (*tensors, *outputs)])
     watched = _watched(tensors)
-    way = f"the operators normrope::forward and normrope::backward, because {watched}" if watched else "autograd, directly"
+    way = (
+        f"the operators normrope::forward and normrope::backward, because {watched}"
+        if watched
+        else "autograd, directly"
+    )
     if not (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])):
         way += "; no gradient is wanted, so statistics are not kept"
     return backend, threads, way
