@@ -4,8 +4,8 @@
     print(normrope.diffusers.patch(pipeline.transformer))
 
 `patch` gives every attention module whose processor is in `FAMILIES` a processor that does the same, but for the norms of
-queries and keys, the rope and the joining of text and image, which become one call of `normrope.norm_rope_concat`,
-forward and backward. Parameters, configuration, state dict and attention backend stay the model's own. `unpatch` puts the
+queries and keys, the rope and the joining of text and image, which become one call of `normrope.norm_rope`, forward and
+backward. Parameters, configuration, state dict and attention backend stay the model's own. `unpatch` puts the
 processors back that were there.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import math
 import re
 import warnings
 import weakref
@@ -26,7 +27,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import Tensor, nn
 
-from normrope import norm_rope_concat
+from normrope import Segment, norm_rope
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -35,7 +36,8 @@ __all__ = ["FAMILIES", "Family", "Report", "patch", "report", "unpatch"]
 
 IMAGE_FIRST, TEXT_FIRST = 0, 1  # the order of the joined sequence, as the operator numbers it
 
-Stream = tuple[Tensor, Tensor, Tensor]  # query, key, value: [B, S, N, D]
+Rows = tuple[Tensor, tuple[int, int] | None]  # x and heads of a normrope.Segment
+Stream = tuple[Rows, Rows, Rows]  # query, key, value
 Tables = tuple[Tensor, Tensor]  # cos and sin: [R, D]
 
 
@@ -47,7 +49,7 @@ class Family:
     order: int = IMAGE_FIRST
     rope: str = "none"  # joined: the tables are for all rows; image: for those of the image
     alone: str = "declined"  # without text: bare is what attention gives, projected goes through to_out
-    mask: str = "declined"  # an attention mask: obeyed, ignored; declined calls go to the original
+    mask: str = "declined"  # an attention mask: obeyed, ignored, or of the text and meant for pairs of tokens
 
 
 def _objection_to(module: nn.Module | None) -> str | None:
@@ -61,8 +63,8 @@ def _objection_to(module: nn.Module | None) -> str | None:
         return "has hooks (as offloading sets them), which the fused step would not run"
     if module.eps is None:
         return "has eps None, expected a number"
-    if isinstance(module, RMSNorm) and module.bias is not None:
-        return "is RMSNorm with a bias, expected none"
+    if (getattr(module, "bias", None) is not None) != (isinstance(module, nn.LayerNorm) and module.weight is not None):
+        return f"is {type(module).__name__} with a bias or without, expected one beside a LayerNorm's weight, and only there"
     return None
 
 
@@ -74,23 +76,20 @@ def _objection_to_norms(attn: nn.Module) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True)
-class Norm:
-    """A norm as the operator wants it."""
-
-    kind: str
-    eps: float
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-def _norm(module: nn.Module | None) -> Norm | None:
-    """The norm that a module computes to which there is no objection."""
+def _norm(module: nn.Module | None, dim: int) -> dict[str, Any]:
+    """What a normrope.Segment says of the norm that a module computes to which there is no objection."""
     if module is None:
-        return None
+        return {}
     kind = "layer" if isinstance(module, nn.LayerNorm) else "rms"
-    return Norm(kind, module.eps, module.weight, getattr(module, "bias", None))
-
+    affine = "" if module.weight is None else "_affine"
+    channels = math.prod(module.dim if isinstance(module, RMSNorm) else module.normalized_shape)
+    return {
+        "norm": kind + affine,
+        "scope": "head" if channels == dim else "all_heads",
+        "eps": module.eps,
+        "weight": module.weight,
+        "bias": getattr(module, "bias", None),
+    }
 
 class _Last:
     """The last result of a function of tensors, kept while those very tensors live and are not written to.
@@ -159,28 +158,44 @@ class Processor:
         return result.flatten(2, 3).to(query.dtype)
 
     def step(
-        self, attn: nn.Module, image: Stream, text: Stream | None = None, tables: Tables | None = None, position: int = 0
-    ) -> Stream:
-        """Norms, rope and joining.
+        self, attn: nn.Module, image: Stream, text: Stream | None, tables: Tables | None, position: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms, rope and joining: query, key and value [B, S, N, D].
 
         Args:
             attn: whose norms to apply.
-            image: as projected.
-            text: as projected, where it has projections and norms of its own.
+            image: as projected; text is in it where text has no projections of its own.
+            text: as projected, with norms of its own.
             tables: None for no rope.
-            position: of the tables' first row in the joined sequence. What is before and behind the tables passes.
+            position: the tables' row for the image's first row, and text has no rope. None: the tables are for the joined
+                sequence.
         """
-        norms = [_norm(getattr(attn, name, None)) for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")]
-        cos, sin = tables or (None, None)
-        return norm_rope_concat(
-            *image, *(text or ()), norms=norms, order=self.family.order, cos=cos, sin=sin, position=position, group=self.group
-        )
+        rope = {} if tables is None else {"rope": "interleaved", "cos": tables[0], "sin": tables[1]}
+        streams = [
+            ("", image, "norm_", rope and rope | {"rope_position": position}),
+            ("encoder_", text, "norm_added_", rope if position is None else {}),
+        ]
+        segments = []
+        for i, (projection, norm) in enumerate((("query", "q"), ("key", "k"), ("value", None))):
+            for prefix, stream, norms, turn in streams[:: 1 if self.family.order == IMAGE_FIRST else -1]:
+                if stream is not None:
+                    x, heads = stream[i]
+                    options = _norm(getattr(attn, norms + norm, None), x.shape[-1]) | turn if norm else {}
+                    segments.append(Segment(x, projection, heads, name=prefix + projection, **options))
+        return norm_rope(segments, layout="BSND", group=self.group)
 
 
 def _heads(attn: nn.Module, *projected: Tensor) -> Stream:
-    """[B, S, N * D] as [B, S, N, D], with as many heads as this rank holds under tensor parallelism."""
+    """Each [B, S, N * D] as [B, S, N, D], with as many heads as this rank holds under tensor parallelism."""
     dim = getattr(attn, "head_dim", None) or attn.inner_dim // attn.heads
-    return tuple(x.unflatten(-1, (-1, dim)) for x in projected)
+    return tuple((x.unflatten(-1, (-1, dim)), None) for x in projected)
+
+
+def _parts(attn: nn.Module, projected: Tensor, count: int) -> Stream:
+    """The same of one projection that is `count` in a row, which is read, and its gradient written, where it is."""
+    ((x, _),) = _heads(attn, projected)
+    heads = x.shape[2] // count
+    return tuple((x, (i * heads, heads)) for i in range(count))
 
 
 def _out(attn: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -216,10 +231,11 @@ class JointProcessor(Processor):
                 attention_mask=attention_mask,
                 image_rotary_emb=image_rotary_emb,
             )
-        mask = attention_mask if self.family.mask == "obeyed" else None
+        mask = attention_mask
+        if mask is not None and self.family.mask != "obeyed":
+            mask = _pairs(mask, hidden_states.shape[1]) if self.family.mask == "pairs" else None
         if text is None:
-            query, key, value = self.step(attn, self.image(attn, hidden_states), None, self.tables(image_rotary_emb))
-            output = self.attend(query, key, value, mask)
+            output = self.attend(*self.step(attn, self.image(attn, hidden_states), None, self.tables(image_rotary_emb)), mask)
             return _out(attn, output) if self.family.alone == "projected" else output
         return self.joint(attn, hidden_states, text, mask, image_rotary_emb)
 
@@ -229,11 +245,13 @@ class JointProcessor(Processor):
         """Image and text after attention to each other."""
         turn = 1 if self.family.order == IMAGE_FIRST else -1
         lengths = [image.shape[1], text.shape[1]][::turn]
-        position = lengths[0] if self.family.rope == "image" and self.family.order == TEXT_FIRST else 0
         tables = self.tables(rotary)
+        position = 0 if self.family.rope == "image" else None
         if getattr(attn, "add_q_proj", None) is None:
-            joined = self.image(attn, torch.cat([image, text][::turn], dim=1))
-            output = _out(attn, self.attend(*self.step(attn, joined, None, tables, position), mask))
+            stream = self.image(attn, torch.cat([image, text][::turn], dim=1))
+            if position is not None and self.family.order == TEXT_FIRST:
+                position = -text.shape[1]
+            output = _out(attn, self.attend(*self.step(attn, stream, None, tables, position), mask))
             return tuple(output.split(lengths, dim=1)[::turn])
         streams = self.image(attn, image), self.text(attn, text)
         image, text = self.attend(*self.step(attn, *streams, tables, position), mask).split(lengths, dim=1)[::turn]
@@ -242,19 +260,25 @@ class JointProcessor(Processor):
     def image(self, attn: nn.Module, hidden_states: Tensor) -> Stream:
         """The image's projections, or the joined stream's."""
         if getattr(attn, "fused_projections", False):
-            return _heads(attn, *attn.to_qkv(hidden_states).chunk(3, dim=-1))
+            return _parts(attn, attn.to_qkv(hidden_states), 3)
         return _heads(attn, attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
 
     def text(self, attn: nn.Module, hidden_states: Tensor) -> Stream:
         """The text's."""
         if getattr(attn, "fused_projections", False):
-            return _heads(attn, *attn.to_added_qkv(hidden_states).chunk(3, dim=-1))
+            return _parts(attn, attn.to_added_qkv(hidden_states), 3)
         projected = (attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states))
         return _heads(attn, *projected)
 
     def tables(self, rotary: Any) -> Tables | None:
         """cos and sin of what the model hands over for them."""
         return None if self.family.rope == "none" else rotary
+
+
+def _pairs(mask: Tensor, image_length: int) -> Tensor:
+    """A mask of the text behind the image [B, S_text], as one of the queries and keys that both are real."""
+    real = F.pad(mask.bool(), (image_length, 0), value=True)
+    return real[:, None, :, None] & real[:, None, None, :]
 
 
 class QwenProcessor(JointProcessor):
@@ -311,10 +335,15 @@ class ParallelProcessor(Processor):
         projected = attn.to_qkv_mlp_proj(hidden_states)
         # Under tensor parallelism a rank has its share of either part.
         qkv, mlp = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
-        qkv = projected.shape[-1] * qkv // (qkv + mlp)
-        stream = _heads(attn, *projected[..., :qkv].chunk(3, dim=-1))
-        output = self.attend(*self.step(attn, stream, None, image_rotary_emb), attention_mask)
-        return attn.to_out(torch.cat([output, attn.mlp_act_fn(projected[..., qkv:])], dim=-1))
+        length = projected.shape[-1] * qkv // (qkv + mlp)
+        qkv, mlp = projected.split([length, projected.shape[-1] - length], dim=-1)
+        output = self.attend(*self.step(attn, _parts(attn, qkv, 3), None, image_rotary_emb), attention_mask)
+        return attn.to_out(torch.cat([output, attn.mlp_act_fn(mlp)], dim=-1))
+
+
+def _paired_tables(cos: Tensor, sin: Tensor) -> Tables:
+    """Tables [1, S, 1, D] of which a pair takes cos from its first entry and sin from its second, as [S, D]."""
+    return tuple(table[0, :, 0, i::2].repeat_interleave(2, dim=1) for i, table in enumerate((cos, sin)))
 
 
 class WanProcessor(Processor):
@@ -337,29 +366,30 @@ class WanProcessor(Processor):
         if attn.add_k_proj is not None:
             image_length = text.shape[1] - self.TEXT_LENGTH
             image, text = text[:, :image_length], text[:, image_length:]
-        tables = None if rotary_emb is None else tuple(table[0, :, 0] for table in rotary_emb)
+        tables = None if rotary_emb is None else self.last(_paired_tables, *rotary_emb)
         query, key, value = self.step(attn, self.project(attn, hidden_states, text), None, tables)
         options = {} if text is None else {"parallel_config": None}  # keys and values of the text are not split
         output = self.attend(query, key, value, attention_mask, **options)
         if image is not None:
-            # A few hundred rows, which nothing joins: they stay with their norm.
-            key, value = self.project_image(attn, image)
-            output = output + self.attend(query, *_heads(attn, attn.norm_added_k(key), value), **options)
+            key, value = self.keys_of_image(attn, image)
+            output = output + self.attend(query, key, value, **options)
         return _out(attn, output)
 
     def project(self, attn: nn.Module, hidden_states: Tensor, text: Tensor | None) -> Stream:
         """Queries, and keys and values of the text or, in self-attention, of the same."""
         fused, source = attn.fused_projections, hidden_states if text is None else text
         if fused and not attn.is_cross_attention:
-            return _heads(attn, *attn.to_qkv(hidden_states).chunk(3, dim=-1))
-        key, value = attn.to_kv(source).chunk(2, dim=-1) if fused else (attn.to_k(source), attn.to_v(source))
-        return _heads(attn, attn.to_q(hidden_states), key, value)
+            return _parts(attn, attn.to_qkv(hidden_states), 3)
+        (query,) = _heads(attn, attn.to_q(hidden_states))
+        return query, *(_parts(attn, attn.to_kv(source), 2) if fused else _heads(attn, attn.to_k(source), attn.to_v(source)))
 
-    def project_image(self, attn: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, S, N * D] of the image."""
+    def keys_of_image(self, attn: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, N, D] of the image: a few hundred rows that nothing joins, which stay with their norm."""
         if attn.fused_projections:
-            return attn.to_added_kv(image).chunk(2, dim=-1)
-        return attn.add_k_proj(image), attn.add_v_proj(image)
+            key, value = attn.to_added_kv(image).chunk(2, dim=-1)
+        else:
+            key, value = attn.add_k_proj(image), attn.add_v_proj(image)
+        return tuple(x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_added_k(key), value))
 
 
 _FLUX = Family(JointProcessor, order=TEXT_FIRST, rope="joined", alone="bare", mask="obeyed")
@@ -375,6 +405,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2ParallelSelfAttnProcessor": Family(ParallelProcessor),
     "QwenDoubleStreamAttnProcessor2_0": Family(QwenProcessor, order=TEXT_FIRST, rope="joined"),
     "HunyuanVideoAttnProcessor2_0": _HUNYUAN,  # HunyuanVideo, FramePack
+    "HunyuanVideo15AttnProcessor2_0": dataclasses.replace(_HUNYUAN, mask="pairs"),
     "HunyuanImageAttnProcessor": _HUNYUAN,
     "JointAttnProcessor2_0": Family(JointProcessor, order=IMAGE_FIRST, alone="projected", mask="ignored"),  # SD3.5
     "CogVideoXAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image"),  # CogVideoX, ConsisID

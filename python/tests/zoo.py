@@ -28,7 +28,6 @@ class Row:
     inputs: Callable[[], dict]
     patched: int  # attention modules that the fused step reaches
     skipped: int = 0  # and those that it does not
-    has_norm_bias: bool = False
 
 
 def _noise(*shape: int) -> torch.Tensor:
@@ -43,75 +42,49 @@ def _timestep(*, scale: float = 1.0) -> torch.Tensor:
     return torch.linspace(0.2, 0.7, BATCH, dtype=torch.float64) * scale
 
 
-def _flux() -> torch.nn.Module:
-    return diffusers.FluxTransformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=DIM,
-        num_attention_heads=HEADS,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
-        axes_dims_rope=AXES,
+def _flux(name: str = "FluxTransformer2DModel", **options: object) -> torch.nn.Module:
+    """FLUX.1, and the many models that are built like it."""
+    return getattr(diffusers, name)(
+        **{
+            "in_channels": 8,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": DIM,
+            "num_attention_heads": HEADS,
+            "joint_attention_dim": 12,
+            "axes_dims_rope": AXES,
+        }
+        | options
     )
 
 
-def _flux_inputs() -> dict:
+def _flux_inputs(**more: object) -> dict:
     return {
         "hidden_states": _noise(BATCH, IMAGE, 8),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "pooled_projections": _noise(BATCH, 10),
         "timestep": _timestep(),
         "img_ids": _ids(IMAGE, 3, 1),
         "txt_ids": _ids(TEXT, 3),
+        **more,
     }
 
 
-def _chroma() -> torch.nn.Module:
-    return diffusers.ChromaTransformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=DIM,
-        num_attention_heads=HEADS,
-        joint_attention_dim=12,
-        axes_dims_rope=AXES,
-        approximator_num_channels=8,
-        approximator_hidden_dim=8,
-        approximator_layers=1,
-    )
+def _text_mask(dtype: torch.dtype = torch.bool) -> torch.Tensor:
+    """The second text of the batch is shorter."""
+    return torch.arange(TEXT).lt(torch.tensor([[TEXT], [3]])).to(dtype)
 
 
 def _chroma_inputs() -> dict:
-    mask = torch.ones(BATCH, TEXT + IMAGE, dtype=torch.bool)
-    mask[1, 3:TEXT] = False
-    inputs = _flux_inputs() | {"attention_mask": mask}
-    del inputs["pooled_projections"]
-    return inputs
+    return _flux_inputs(attention_mask=torch.cat([_text_mask(), torch.ones(BATCH, IMAGE, dtype=torch.bool)], dim=1))
 
 
-def _flux2() -> torch.nn.Module:
-    return diffusers.Flux2Transformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=DIM,
-        num_attention_heads=HEADS,
-        joint_attention_dim=12,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    )
+def _fibo_inputs() -> dict:
+    return _flux_inputs(text_encoder_layers=[_noise(BATCH, TEXT, 7) for _ in range(2)])
 
 
 def _flux2_inputs() -> dict:
-    return {
-        "hidden_states": _noise(BATCH, IMAGE, 8),
-        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "timestep": _timestep(),
-        "guidance": torch.ones(BATCH, dtype=torch.float64),
-        "img_ids": _ids(IMAGE, 4, 1),
-        "txt_ids": _ids(TEXT, 4),
-    }
+    guidance = torch.ones(BATCH, dtype=torch.float64)
+    return _flux_inputs(guidance=guidance, img_ids=_ids(IMAGE, 4, 1), txt_ids=_ids(TEXT, 4))
 
 
 def _qwen() -> torch.nn.Module:
@@ -127,67 +100,67 @@ def _qwen() -> torch.nn.Module:
 
 
 def _qwen_inputs() -> dict:
-    mask = torch.ones(BATCH, TEXT, dtype=torch.bool)
-    mask[1, 3:] = False
     return {
         "hidden_states": _noise(BATCH, IMAGE, 8),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "encoder_hidden_states_mask": mask,
+        "encoder_hidden_states_mask": _text_mask(),
         "timestep": _timestep(),
         "img_shapes": [[(FRAMES, HEIGHT, WIDTH)]] * BATCH,
     }
 
 
-def _hunyuan_video() -> torch.nn.Module:
-    return diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        attention_head_dim=DIM,
-        num_attention_heads=HEADS,
-        text_embed_dim=12,
-        pooled_projection_dim=10,
-        rope_axes_dim=AXES,
+def _hunyuan(name: str = "HunyuanVideoTransformer3DModel", **options: object) -> torch.nn.Module:
+    return getattr(diffusers, name)(
+        **{
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 1,
+            "num_refiner_layers": 1,
+            "attention_head_dim": DIM,
+            "num_attention_heads": HEADS,
+            "text_embed_dim": 12,
+            "rope_axes_dim": AXES,
+        }
+        | options
     )
 
 
-def _hunyuan_video_inputs() -> dict:
-    mask = torch.ones(BATCH, TEXT, dtype=torch.long)
-    mask[1, 3:] = 0
+def _hunyuan_video_inputs(**more: object) -> dict:
     return {
         "hidden_states": _noise(BATCH, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": _text_mask(torch.long),
         "pooled_projections": _noise(BATCH, 10),
         "timestep": torch.tensor([200, 700]),
         "guidance": torch.full((BATCH,), 6.0, dtype=torch.float64),
+        **more,
     }
 
 
-def _hunyuan_image() -> torch.nn.Module:
-    return diffusers.HunyuanImageTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        attention_head_dim=DIM,
-        num_attention_heads=HEADS,
-        patch_size=(1, 1),
-        text_embed_dim=12,
-        rope_axes_dim=(8, 8),
+def _framepack_inputs() -> dict:
+    return _hunyuan_video_inputs(
+        image_embeds=_noise(BATCH, 3, 9),
+        indices_latents=torch.arange(FRAMES),
+        latents_clean=_noise(BATCH, 4, 1, 2 * HEIGHT, 2 * WIDTH),
+        indices_latents_clean=torch.arange(1),
     )
 
 
+def _hunyuan_video15_inputs() -> dict:
+    inputs = _hunyuan_video_inputs(
+        encoder_hidden_states_2=_noise(BATCH, 4, 11),
+        encoder_attention_mask_2=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
+        image_embeds=_noise(BATCH, 3, 9),
+        timestep=_timestep(scale=1000),
+    )
+    return {k: v for k, v in inputs.items() if k not in ("pooled_projections", "guidance")}
+
+
 def _hunyuan_image_inputs() -> dict:
-    mask = torch.ones(BATCH, TEXT, dtype=torch.long)
-    mask[1, 3:] = 0
     return {
         "hidden_states": _noise(BATCH, 4, 4, 6),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "encoder_attention_mask": mask,
+        "encoder_attention_mask": _text_mask(torch.long),
         "timestep": _timestep(scale=1000),
     }
 
@@ -246,8 +219,8 @@ def _cogvideox_inputs(*, rope: bool = True) -> dict:
     return inputs
 
 
-def _wan(**options: object) -> torch.nn.Module:
-    return diffusers.WanTransformer3DModel(
+def _wan(name: str = "WanTransformer3DModel", **options: object) -> torch.nn.Module:
+    return getattr(diffusers, name)(
         num_attention_heads=HEADS,
         attention_head_dim=DIM,
         in_channels=4,
@@ -270,26 +243,78 @@ def _wan_inputs(**more: torch.Tensor) -> dict:
     }
 
 
+def _wan_vace_inputs() -> dict:
+    return _wan_inputs(control_hidden_states=_noise(BATCH, 5, FRAMES, 2 * HEIGHT, 2 * WIDTH))
+
+
 def _wan_image_inputs() -> dict:
     # The processor takes the last 512 tokens for the text.
     return _wan_inputs(encoder_hidden_states=_noise(BATCH, 512, 12), encoder_hidden_states_image=_noise(BATCH, 3, 9))
 
 
+_WITH_IMAGE = {"image_dim": 9, "added_kv_proj_dim": HEADS * DIM}
+
 ZOO: dict[str, Row] = {
-    "flux": Row(_flux, _flux_inputs, patched=2),
-    "chroma": Row(_chroma, _chroma_inputs, patched=2),
-    "flux2": Row(_flux2, _flux2_inputs, patched=2),
+    "flux": Row(
+        lambda: _flux(pooled_projection_dim=10), lambda: _flux_inputs(pooled_projections=_noise(BATCH, 10)), patched=2
+    ),
+    "chroma": Row(
+        lambda: _flux(
+            "ChromaTransformer2DModel", approximator_num_channels=8, approximator_hidden_dim=8, approximator_layers=1
+        ),
+        _chroma_inputs,
+        patched=2,
+    ),
+    "bria": Row(lambda: _flux("BriaTransformer2DModel"), _flux_inputs, patched=2),
+    "bria-fibo": Row(lambda: _flux("BriaFiboTransformer2DModel", text_encoder_dim=7), _fibo_inputs, patched=2),
+    "longcat-image": Row(lambda: _flux("LongCatImageTransformer2DModel"), _flux_inputs, patched=2),
+    "ovis-image": Row(lambda: _flux("OvisImageTransformer2DModel", out_channels=8), _flux_inputs, patched=2),
+    "flux2": Row(
+        lambda: _flux("Flux2Transformer2DModel", timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)),
+        _flux2_inputs,
+        patched=2,
+    ),
     "qwen-image": Row(_qwen, _qwen_inputs, patched=2),
-    "hunyuan-video": Row(_hunyuan_video, _hunyuan_video_inputs, patched=2, skipped=1),
-    "hunyuan-image": Row(_hunyuan_image, _hunyuan_image_inputs, patched=2, skipped=1),
+    "hunyuan-video": Row(
+        lambda: _hunyuan(num_single_layers=1, pooled_projection_dim=10), _hunyuan_video_inputs, patched=2, skipped=1
+    ),
+    "framepack": Row(
+        lambda: _hunyuan(
+            "HunyuanVideoFramepackTransformer3DModel",
+            num_single_layers=1,
+            pooled_projection_dim=10,
+            has_image_proj=True,
+            image_proj_dim=9,
+            has_clean_x_embedder=True,
+        ),
+        _framepack_inputs,
+        patched=2,
+        skipped=1,
+    ),
+    "hunyuan-video-1.5": Row(
+        lambda: _hunyuan("HunyuanVideo15Transformer3DModel", text_embed_2_dim=11, image_embed_dim=9, patch_size=2),
+        _hunyuan_video15_inputs,
+        patched=1,
+        skipped=1,
+    ),
+    "hunyuan-image": Row(
+        lambda: _hunyuan(
+            "HunyuanImageTransformer2DModel", num_single_layers=1, patch_size=(1, 1), rope_axes_dim=(8, 8)
+        ),
+        _hunyuan_image_inputs,
+        patched=2,
+        skipped=1,
+    ),
     "sd3.5": Row(lambda: _sd3(qk_norm="rms_norm", dual_attention_layers=(0,)), _sd3_inputs, patched=3),
     "sd3-medium": Row(_sd3, _sd3_inputs, patched=0, skipped=2),
-    "cogvideox-5b": Row(_cogvideox, _cogvideox_inputs, patched=2, has_norm_bias=True),
-    "cogvideox-2b": Row(
-        lambda: _cogvideox(rope=False), lambda: _cogvideox_inputs(rope=False), patched=2, has_norm_bias=True
-    ),
+    "cogvideox-5b": Row(_cogvideox, _cogvideox_inputs, patched=2),
+    "cogvideox-2b": Row(lambda: _cogvideox(rope=False), lambda: _cogvideox_inputs(rope=False), patched=2),
     "wan-t2v": Row(_wan, _wan_inputs, patched=4),
-    "wan-i2v": Row(lambda: _wan(image_dim=9, added_kv_proj_dim=HEADS * DIM), _wan_image_inputs, patched=4),
+    "wan-i2v": Row(lambda: _wan(**_WITH_IMAGE), _wan_image_inputs, patched=4),
+    "wan-vace": Row(
+        lambda: _wan("WanVACETransformer3DModel", vace_layers=[0, 1], vace_in_channels=5), _wan_vace_inputs, patched=8
+    ),
+    "chronoedit": Row(lambda: _wan("ChronoEditTransformer3DModel", **_WITH_IMAGE), _wan_image_inputs, patched=4),
 }
 
 
@@ -312,6 +337,8 @@ def to(value: object, dtype: torch.dtype) -> object:
     """Inputs with their float64 tensors in another dtype, as leaves that want gradients where they are activations."""
     if isinstance(value, dict):
         return {name: to(item, dtype) for name, item in value.items()}
+    if isinstance(value, list):
+        return [to(item, dtype) for item in value]
     if not (isinstance(value, torch.Tensor) and value.dtype == torch.float64):
         return value
     return value.to(dtype).detach().clone().requires_grad_(value.ndim > 1)
