@@ -1,3 +1,10 @@
+# A wheel (pyproject.toml) has the shared library and nothing else, under its SONAME, for a wheel holds no links.
+if(SKBUILD)
+  set_target_properties(normrope PROPERTIES VERSION ${PROJECT_VERSION_MAJOR})
+  install(TARGETS normrope LIBRARY DESTINATION lib NAMELINK_SKIP)
+  return()
+endif()
+
 include(CMakePackageConfigHelpers)
 
 install(TARGETS normrope normrope_static EXPORT normrope

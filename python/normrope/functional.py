@@ -1,0 +1,335 @@
+"""The functions: norm, rope and concat as one step, on PyTorch's tensors or on arrays.
+
+Shapes: B batch, S sequence length, N heads, D channels of a head, R rows of a rope table, C its channels (C <= D: the
+others pass unrotated). Inputs are [B, S, N, D], as projections give them, with any strides: slices of a packed projection
+are read where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from normrope import _spec
+from normrope._spec import ABSENT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+try:
+    import torch
+
+    from normrope import _torch
+except ImportError:  # arrays do without
+    torch = None  # type: ignore[assignment]
+
+Norm = Union[Literal["none", "layer", "layer_affine", "rms", "rms_affine"], int]
+Rope = Union[Literal["none", "interleaved", "half"], int]
+Order = Union[Literal["image_first", "text_first"], int]
+Scope = Literal["head", "all_heads"]
+Layout = Literal["BNSD", "BSND"]
+RopeOn = Literal["joined", "image"]
+
+_ORDERS = ("image_first", "text_first")
+_ROPE_ON = ("joined", "image")
+_STREAMS = (("", "norm_"), ("encoder_", "norm_added_"))
+_PROJECTIONS = ("query", "key", "value")
+_ARGUMENTS = (
+    *[stream + projection for stream, _ in _STREAMS for projection in _PROJECTIONS],
+    *[f"{norm}{projection}_{p}" for _, norm in _STREAMS for projection in _PROJECTIONS[:2] for p in ("weight", "bias")],
+    *("rope_cos", "rope_sin", "key_rope_cos", "key_rope_sin"),
+)
+
+
+def _tracing() -> bool:
+    """torch.compile reads the code instead of running it, and cannot look into a cache."""
+    return torch is not None and torch.compiler.is_compiling()
+
+
+def _apply(tensors: list[Any], positions: Sequence[int], eps: Sequence[float], spec: str) -> Sequence[Any]:
+    if torch is not None and isinstance(tensors[0], torch.Tensor):
+        return _torch.apply(tensors, positions, eps, spec)
+    from normrope import _arrays
+
+    return _arrays.forward(tensors, positions, eps, spec, False)
+
+
+# -- The published operator --------------------------------------------------------------------------------------------
+
+
+def norm_rope_concat(
+    query: Tensor | None,
+    key: Tensor | None,
+    value: Tensor | None = None,
+    encoder_query: Tensor | None = None,
+    encoder_key: Tensor | None = None,
+    encoder_value: Tensor | None = None,
+    *,
+    norm_query_weight: Tensor | None = None,
+    norm_query_bias: Tensor | None = None,
+    norm_key_weight: Tensor | None = None,
+    norm_key_bias: Tensor | None = None,
+    norm_added_query_weight: Tensor | None = None,
+    norm_added_query_bias: Tensor | None = None,
+    norm_added_key_weight: Tensor | None = None,
+    norm_added_key_bias: Tensor | None = None,
+    rope_cos: Tensor | None = None,
+    rope_sin: Tensor | None = None,
+    key_rope_cos: Tensor | None = None,
+    key_rope_sin: Tensor | None = None,
+    norm: Norm = "none",
+    norm_added: Norm | None = None,
+    rope: Rope = "none",
+    order: Order = "image_first",
+    eps: float = 1e-6,
+    eps_added: float | None = None,
+    scope: Scope = "head",
+    rope_on: RopeOn = "joined",
+    layout: Layout = "BNSD",
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Normalises the heads of both streams, rotates them by position and joins them: what comes before attention.
+
+    All arithmetic is float32, with one rounding into the rows' dtype. float64 rows are computed by the reference, slowly:
+    for gradcheck and the like.
+
+    Args:
+        query: [B, S, N, D] of the image stream; float32, float16, bfloat16 (or float64), any strides.
+        key: [B, S, N, D]; lengths and heads may differ from the query's (grouped queries).
+        value: as key; it is only joined.
+        encoder_query: [B, S_text, N, D] of the text stream. Each of the six may be None.
+        encoder_key: as encoder_query.
+        encoder_value: with encoder_key.
+        norm_query_weight: [D], or [N, D] or [N * D] for heads with weights of their own; of any float dtype. Needed where
+            the norm is affine, and refused where it is not.
+        norm_query_bias: as the weight; for "layer_affine".
+        norm_key_weight: likewise for the key,
+        norm_key_bias: and so on;
+        norm_added_query_weight: for the text stream, by `norm_added`.
+        norm_added_query_bias: for the text stream.
+        norm_added_key_weight: for the text stream.
+        norm_added_key_bias: for the text stream.
+        rope_cos: [R, C], [B, R, C] or [B, R, N, C], where B and N may be 1; of any float dtype, used as they are. Rows that
+            the table has no row for pass unrotated.
+        rope_sin: as rope_cos.
+        key_rope_cos: tables of their own for keys; default: those of the query.
+        key_rope_sin: as key_rope_cos.
+        norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
+        norm_added: of the text stream; default: the same.
+        rope: which channels turn together: "interleaved" (2i, 2i + 1), "half" (i, i + C/2), the even width of a block
+            within which it is half, "none"; or 0, 2.
+        order: "image_first" or "text_first", or 0, 1: who comes first in the joined sequence.
+        eps: added to the variance (or the mean square) of image rows.
+        eps_added: of text rows; default: the same.
+        scope: "head": each head has statistics of its own; "all_heads": one for all heads of a position.
+        rope_on: "joined": the place in the joined sequence is the tables' row; "image": the place in the image stream is,
+            and text passes unrotated.
+        layout: of the results: "BNSD" or "BSND".
+
+    Returns:
+        query, key and value, joined: [B, N, S + S_text, D] or [B, S + S_text, N, D], contiguous; None where both streams
+        have none.
+
+    Raises:
+        ValueError: names the argument, what was found and what was expected.
+        TypeError: a dtype that no backend takes.
+        NotImplementedError: valid, but not on this device.
+    """
+    given = (
+        *(query, key, value, encoder_query, encoder_key, encoder_value),
+        *(norm_query_weight, norm_query_bias, norm_key_weight, norm_key_bias),
+        *(norm_added_query_weight, norm_added_query_bias, norm_added_key_weight, norm_added_key_bias),
+        *(rope_cos, rope_sin, key_rope_cos, key_rope_sin),
+    )
+    read = _operator if _tracing() else _cached_operator
+    spec, streams, outputs = read(
+        tuple([x is not None for x in given]), norm, norm_added, rope, order, scope, rope_on, layout
+    )
+    both = (eps, eps if eps_added is None else eps_added)
+    tensors = [x for x in given if x is not None]
+    joined = iter(_apply(tensors, [0] * len(streams), [both[i] for i in streams], spec))
+    return tuple([next(joined) if there else None for there in outputs])  # type: ignore[return-value]
+
+
+def _operator(
+    present: tuple[bool, ...],
+    norm: Norm,
+    norm_added: Norm | None,
+    rope: Rope,
+    order: Order,
+    scope: Scope,
+    rope_on: RopeOn,
+    layout: Layout,
+) -> tuple[str, list[int], list[bool]]:
+    """The specification of a call with these arguments, each segment's stream, and which of the results there are."""
+    norms = (_spec.norm_number("norm", norm), _spec.norm_number("norm_added", norm if norm_added is None else norm_added))
+    width = _spec.rope_width("rope", rope)
+    image_only = _spec.choice("rope_on", rope_on, _ROPE_ON) == 1
+    all_heads = _spec.choice("scope", scope, _spec.SCOPES)
+    _spec.choice("layout", layout, _spec.LAYOUTS)
+    names = [name for name, there in zip(_ARGUMENTS, present) if there]
+    number = {name: i for i, name in enumerate(names)}
+    streams = (0, 1) if _spec.choice("order", order, _ORDERS) == 0 else (1, 0)
+    segments, segment_streams, outputs = [], [], []
+    used = set()
+    for projection in _PROJECTIONS:
+        there = [s for s in streams if _STREAMS[s][0] + projection in number]
+        for stream in there:
+            prefix, norm_prefix = _STREAMS[stream]
+            fields = {"output": sum(outputs), "x": number[prefix + projection]}
+            if projection != "value":
+                fields["norm"] = norms[stream]
+                fields["all_heads"] = all_heads if norms[stream] else 0
+                for parameter, owners in (("weight", (2, 4)), ("bias", (2,))):
+                    if norms[stream] in owners:
+                        fields[parameter] = _needed(number, f"{norm_prefix}{projection}_{parameter}", norm_prefix, _spec.NORMS[norms[stream]])
+                if width and not (image_only and stream == 1):
+                    own = "key_" if projection == "key" and ("key_rope_cos" in number or "key_rope_sin" in number) else ""
+                    fields["rope"] = width
+                    fields["cos"] = _needed(number, f"{own}rope_cos", "rope", rope)
+                    fields["sin"] = _needed(number, f"{own}rope_sin", "rope", rope)
+                    fields["follow"] = 0 if image_only else 1
+            used.update([i for name, i in fields.items() if name in ("x", "weight", "bias", "cos", "sin")])
+            segments.append(_spec.segment_text(prefix + projection, **fields))
+            segment_streams.append(stream)
+        outputs.append(len(there) > 0)
+    for name, i in number.items():
+        if i not in used:
+            raise ValueError(f"{name}: given, expected None: norm, norm_added, rope and the streams given have no use for it")
+    if not segments:
+        raise ValueError("query, key, value and the encoder's: all None, expected at least one")
+    if ("encoder_key" in number) != ("encoder_value" in number) and "value" in number and "key" in number:
+        found, missing = ("key", "value") if "encoder_key" in number else ("value", "key")
+        raise ValueError(f"encoder_{missing}: None, expected a tensor as encoder_{found} is one: values go with keys")
+    return _spec.text(layout, names, segments), segment_streams, outputs
+
+
+_cached_operator = lru_cache(4096)(_operator)
+
+
+def _needed(number: dict[str, int], name: str, because: str, value: Any) -> int:
+    if name not in number:
+        reason = f"{because.rstrip('_')} is {value!r}"
+        raise ValueError(f"{name}: None, expected a tensor because {reason}")
+    return number[name]
+
+
+# -- The general form --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Segment:
+    """One stream's rows on their way into a result; see norm_rope.
+
+    Attributes:
+        x: [B, S, N, D], any strides.
+        output: which result its rows go into: segments with the same are joined along the sequence, in their order.
+        heads: (first, count): only these heads of x, which may be a packed projection of queries, keys and values; the
+            gradients of its parts are written into one tensor.
+        norm: as in norm_rope_concat.
+        weight: [D], [N, D] or [N * D]; segments may share one.
+        bias: as weight.
+        eps: as in norm_rope_concat.
+        scope: as in norm_rope_concat.
+        rope: as in norm_rope_concat.
+        cos: [R, C], [B, R, C] or [B, R, N, C], where B and N may be 1.
+        sin: as cos.
+        rope_position: the tables' row for the segment's first row, any sign; rows beyond the tables pass unrotated.
+            Default: its place in the result.
+        name: what messages call it.
+    """
+
+    x: Any
+    output: str | int = 0
+    heads: tuple[int, int] | None = None
+    norm: Norm = "none"
+    weight: Any = None
+    bias: Any = None
+    eps: float = 1e-6
+    scope: Scope = "head"
+    rope: Rope = "none"
+    cos: Any = None
+    sin: Any = None
+    rope_position: int | None = None
+    name: str | None = None
+
+
+def norm_rope(segments: Sequence[Segment], *, layout: Layout = "BNSD") -> tuple[Tensor, ...]:
+    """The general form of norm_rope_concat: any list of segments, each with norm, rope and tables of its own.
+
+    Args:
+        segments: at least one, at most 64.
+        layout: of the results: "BNSD" or "BSND".
+
+    Returns:
+        The results [B, N, S, D] or [B, S, N, D], contiguous, in the order in which `output` names them first.
+
+    Raises:
+        ValueError: names the segment, what was found and what was expected.
+        TypeError: a dtype that no backend takes.
+        NotImplementedError: valid, but not on this device.
+    """
+    tensors, positions, eps, spec = _segments(segments, layout)
+    return tuple(_apply(tensors, positions, eps, spec))
+
+
+def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], list[int], list[float], str]:
+    """The arrays of a list of segments, one time each, and the specification."""
+    tensors: list[Any] = []
+    names: list[str] = []
+    taken: list[list[tuple[int, int]]] = []  # of each tensor, heads that are the x of a segment
+    outputs: list[str | int] = []
+    texts, positions, eps = [], [], []
+
+    def number(tensor: Any, name: str) -> int:
+        for i, other in enumerate(tensors):
+            if other is tensor and not taken[i]:
+                return i
+        tensors.append(tensor)
+        names.append(name)
+        taken.append([])
+        return len(tensors) - 1
+
+    def rows(s: Segment, name: str) -> int:
+        if s.heads is not None:
+            first, count = s.heads
+            if first < 0 or count < 1:
+                raise ValueError(f"{name}.heads: {s.heads}, expected (first >= 0, count >= 1)")
+            for i, other in enumerate(tensors):
+                if other is s.x and taken[i] and all([first + count <= f or f + c <= first for f, c in taken[i]]):
+                    taken[i].append((first, count))
+                    return i
+        tensors.append(s.x)
+        names.append(name)
+        taken.append([(0, 1 << 60) if s.heads is None else s.heads])
+        return len(tensors) - 1
+
+    _spec.choice("layout", layout, _spec.LAYOUTS)
+    for i, s in enumerate(segments):
+        name = f"segment{i}" if s.name is None else s.name
+        if not set(" ,;=").isdisjoint(name):
+            raise ValueError(f"segments[{i}].name: {name!r}, expected no space, comma, semicolon or =")
+        if s.output not in outputs:
+            outputs.append(s.output)
+        norm, width = _spec.norm_number(f"{name}.norm", s.norm), _spec.rope_width(f"{name}.rope", s.rope)
+        fields = {"output": outputs.index(s.output), "x": rows(s, f"{name}.x"), "norm": norm, "rope": width}
+        if s.heads is not None:
+            fields["first"], fields["heads"] = s.heads
+        if norm:
+            fields["all_heads"] = _spec.choice(f"{name}.scope", s.scope, _spec.SCOPES)
+        wanted = {"weight": norm in (2, 4), "bias": norm == 2, "cos": width != 0, "sin": width != 0}
+        for field, tensor in (("weight", s.weight), ("bias", s.bias), ("cos", s.cos), ("sin", s.sin)):
+            if wanted[field] != (tensor is not None):
+                found, expected = ("given", "None") if tensor is not None else ("None", "a tensor")
+                raise ValueError(
+                    f"{name}.{field}: {found}, expected {expected}: norm is {s.norm!r} and rope is {s.rope!r}"
+                )
+            if tensor is not None:
+                fields[field] = number(tensor, f"{name}.{field}")
+        if width and s.rope_position is None:
+            fields["follow"] = 1
+        positions.append(s.rope_position or 0)
+        eps.append(s.eps)
+        texts.append(_spec.segment_text(name, **fields))
+    return tensors, positions, eps, _spec.text(layout, names, texts)

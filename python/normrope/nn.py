@@ -1,0 +1,184 @@
+"""The step as a module, with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normrope import _spec
+from normrope.functional import Layout, Norm, Order, Rope, RopeOn, Scope, norm_rope_concat
+
+__all__ = ["NormRopeConcat"]
+
+
+
+class NormRopeConcat(nn.Module):
+    """norm_rope_concat with the weights of its norms.
+
+    Args:
+        dim: D, the channels of a head.
+        heads: N; needed with `scope="all_heads"`, whose weights are [N * D].
+        kv_heads: heads of the keys; default: as many.
+        norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
+        norm_added: of the text stream; default: the same. `added=False`: there is no text stream, or it has no weights of
+            its own.
+        added: whether the text stream has weights.
+        shared: the text stream uses the image's weights.
+        eps: added to the variance or mean square.
+        rope: "none", "interleaved", "half", or the even width of a pairing block.
+        order: who comes first in the joined sequence: "image_first" or "text_first".
+        scope: what statistics run over: "head" or "all_heads".
+        rope_on: "joined" or "image"; see norm_rope_concat.
+        layout: of the results: "BNSD" or "BSND".
+        device: of the weights.
+        dtype: of the weights.
+
+    Weights are ones and biases zeros at first. They are named as norm_rope_concat's arguments: norm_query_weight,
+    norm_key_weight, norm_added_query_weight and so on; None where the norm has none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        norm: Norm = "rms_affine",
+        norm_added: Norm | None = None,
+        added: bool = True,
+        shared: bool = False,
+        eps: float = 1e-6,
+        rope: Rope = "interleaved",
+        order: Order = "image_first",
+        scope: Scope = "head",
+        rope_on: RopeOn = "joined",
+        layout: Layout = "BNSD",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = _spec.NORMS[_spec.norm_number("norm", norm)]
+        self.norm_added = self.norm if norm_added is None else _spec.NORMS[_spec.norm_number("norm_added", norm_added)]
+        _spec.rope_width("rope", rope)
+        self.eps, self.rope, self.order, self.scope = eps, rope, order, scope
+        self.rope_on, self.layout, self.shared = rope_on, layout, shared
+        if scope == "all_heads" and heads is None:
+            raise ValueError("heads: None, expected a number because scope is 'all_heads'")
+        sizes = {"query": dim, "key": dim}
+        if scope == "all_heads":
+            sizes = {"query": dim * heads, "key": dim * (heads if kv_heads is None else kv_heads)}  # type: ignore[operator]
+        norms = {"norm_": self.norm, "norm_added_": self.norm_added if added and not shared else "none"}
+        for prefix, kind in norms.items():
+            for projection, size in sizes.items():
+                for parameter, make in (("weight", torch.ones), ("bias", torch.zeros)):
+                    there = kind == "layer_affine" or (kind == "rms_affine" and parameter == "weight")
+                    made = nn.Parameter(make(size, device=device, dtype=dtype)) if there else None
+                    self.register_parameter(f"{prefix}{projection}_{parameter}", made)
+
+    @classmethod
+    def from_norms(
+        cls,
+        norm_query: nn.Module,
+        norm_key: nn.Module,
+        norm_added_query: nn.Module | None = None,
+        norm_added_key: nn.Module | None = None,
+        **options: Any,
+    ) -> NormRopeConcat:
+        """The step around norms that a model has already, LayerNorm or RMSNorm modules: it takes their parameters.
+
+        Args:
+            norm_query: of image queries: torch.nn.LayerNorm, torch.nn.RMSNorm, or a module that has a `weight` and maybe
+                an `eps` or `variance_epsilon`.
+            norm_key: of image keys.
+            norm_added_query: of text queries; None: as `shared` in the options says.
+            norm_added_key: of text keys.
+            options: those of the class but dim, norm, norm_added and added; eps is read from norm_query where it has one.
+        """
+        given = {"query": norm_query, "key": norm_key, "added_query": norm_added_query, "added_key": norm_added_key}
+        kinds = {name: _kind(name, module) for name, module in given.items() if module is not None}
+        for name, other in (("key", "query"), ("added_key", "added_query")):
+            if name in kinds and kinds[name] != kinds.get(other):
+                raise ValueError(f"norm_{name}: {kinds[name]}, expected {kinds.get(other)} as norm_{other}")
+        eps = getattr(norm_query, "eps", None) or getattr(norm_query, "variance_epsilon", None)
+        if eps is not None:
+            options.setdefault("eps", float(eps))
+        weight = getattr(norm_query, "weight", None)
+        if "dim" not in options:
+            if weight is None:
+                raise ValueError("dim: missing, expected a number because norm_query has no weight")
+            options["dim"] = weight.numel() // (options["heads"] if options.get("scope") == "all_heads" else 1)
+        made = cls(
+            norm=kinds["query"],
+            norm_added=kinds.get("added_query"),
+            added="added_query" in kinds,
+            device="meta",
+            **options,
+        )
+        for name, module in given.items():
+            for parameter in ("weight", "bias"):
+                if module is not None and getattr(made, f"norm_{name}_{parameter}") is not None:
+                    setattr(made, f"norm_{name}_{parameter}", getattr(module, parameter))
+        return made
+
+    def forward(
+        self,
+        query: Tensor | None,
+        key: Tensor | None,
+        value: Tensor | None = None,
+        encoder_query: Tensor | None = None,
+        encoder_key: Tensor | None = None,
+        encoder_value: Tensor | None = None,
+        *,
+        rope_cos: Tensor | None = None,
+        rope_sin: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As norm_rope_concat: [B, S, N, D] of each stream, joined to [B, N, S + S_text, D] or [B, S + S_text, N, D]."""
+        streams = {"norm_query": query, "norm_key": key, "norm_added_query": encoder_query, "norm_added_key": encoder_key}
+        weights: dict[str, Any] = {}
+        for name, stream in streams.items():
+            for parameter in ("weight", "bias"):
+                source = name.replace("_added", "") if self.shared else name
+                if stream is not None:
+                    weights[f"{name}_{parameter}"] = getattr(self, f"{source}_{parameter}")
+        return norm_rope_concat(
+            query,
+            key,
+            value,
+            encoder_query,
+            encoder_key,
+            encoder_value,
+            **weights,
+            rope_cos=rope_cos,
+            rope_sin=rope_sin,
+            norm=self.norm,
+            norm_added=self.norm_added,
+            rope=self.rope,
+            order=self.order,
+            eps=self.eps,
+            scope=self.scope,
+            rope_on=self.rope_on,
+            layout=self.layout,
+        )
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return (
+            f"norm={self.norm!r}, norm_added={self.norm_added!r}, eps={self.eps}, rope={self.rope!r}, "
+            f"order={self.order!r}, scope={self.scope!r}, rope_on={self.rope_on!r}, layout={self.layout!r}"
+        )
+
+
+def _kind(name: str, module: nn.Module) -> str:
+    """The norm that a module computes."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(module, nn.LayerNorm):
+        if weight is not None and bias is None:
+            raise ValueError(f"norm_{name}: a LayerNorm with a weight and no bias, expected both or none")
+        return "layer" if weight is None else "layer_affine"
+    if "RMSNorm" in type(module).__name__:
+        if bias is not None:
+            raise ValueError(f"norm_{name}: an RMSNorm with a bias, expected none")
+        return "rms" if weight is None else "rms_affine"
+    raise ValueError(f"norm_{name}: a {type(module).__name__}, expected a LayerNorm or an RMSNorm")
