@@ -5,6 +5,7 @@ norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.
 NumPy's arrays, and whatever speaks DLPack.
 """
 
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
 from normrope._native import version as _version
@@ -17,3 +18,10 @@ if _find_spec("torch") is not None:
     from normrope import nn, tables
 
     __all__ += ["nn", "tables"]
+
+
+def __getattr__(name: str) -> object:
+    """normrope.diffusers, which imports diffusers, when it is first asked for."""
+    if name == "diffusers":
+        return _import_module("normrope.diffusers")
+    raise AttributeError(f"module 'normrope' has no attribute {name!r}")

@@ -27,7 +27,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import Tensor, nn
 
-from normrope import Segment, norm_rope
+from normrope.functional import Segment, norm_rope
+from normrope.tables import from_complex, from_half
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -315,8 +316,7 @@ class QwenProcessor(JointProcessor):
 
 def _joined_tables(image: Tensor, text: Tensor) -> Tables:
     """cos and sin [S_text + S_image, D], of complex tables [S, D/2]."""
-    joined = torch.cat([text, image])
-    return joined.real.repeat_interleave(2, dim=1), joined.imag.repeat_interleave(2, dim=1)
+    return from_complex(torch.cat([text, image]))
 
 
 class ParallelProcessor(Processor):
@@ -343,7 +343,7 @@ class ParallelProcessor(Processor):
 
 def _paired_tables(cos: Tensor, sin: Tensor) -> Tables:
     """Tables [1, S, 1, D] of which a pair takes cos from its first entry and sin from its second, as [S, D]."""
-    return tuple(table[0, :, 0, i::2].repeat_interleave(2, dim=1) for i, table in enumerate((cos, sin)))
+    return from_half(cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
 
 
 class WanProcessor(Processor):
@@ -404,12 +404,12 @@ FAMILIES: dict[str, Family] = {
     "Flux2AttnProcessor": dataclasses.replace(_FLUX, alone="projected"),
     "Flux2ParallelSelfAttnProcessor": Family(ParallelProcessor),
     "QwenDoubleStreamAttnProcessor2_0": Family(QwenProcessor, order=TEXT_FIRST, rope="joined"),
-    "HunyuanVideoAttnProcessor2_0": _HUNYUAN,  # HunyuanVideo, FramePack
+    "HunyuanVideoAttnProcessor2_0": _HUNYUAN,
     "HunyuanVideo15AttnProcessor2_0": dataclasses.replace(_HUNYUAN, mask="pairs"),
     "HunyuanImageAttnProcessor": _HUNYUAN,
     "JointAttnProcessor2_0": Family(JointProcessor, order=IMAGE_FIRST, alone="projected", mask="ignored"),  # SD3.5
-    "CogVideoXAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image"),  # CogVideoX, ConsisID
-    "WanAttnProcessor": Family(WanProcessor),  # Wan 2.1, 2.2, VACE, Animate, ChronoEdit
+    "CogVideoXAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image"),
+    "WanAttnProcessor": Family(WanProcessor),  # Wan, VACE, ChronoEdit
 }
 """The processors of diffusers that have a counterpart here, by name of their class."""
 

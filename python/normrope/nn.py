@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from normrope import _spec
 from normrope.functional import Layout, Norm, Order, Rope, RopeOn, Scope, norm_rope_concat
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["NormRopeConcat"]
 
@@ -133,6 +136,7 @@ class NormRopeConcat(nn.Module):
         *,
         rope_cos: Tensor | None = None,
         rope_sin: Tensor | None = None,
+        group: ProcessGroup | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As norm_rope_concat: [B, S, N, D] of each stream, joined to [B, N, S + S_text, D] or [B, S + S_text, N, D]."""
         streams = {"norm_query": query, "norm_key": key, "norm_added_query": encoder_query, "norm_added_key": encoder_key}
@@ -160,6 +164,7 @@ class NormRopeConcat(nn.Module):
             scope=self.scope,
             rope_on=self.rope_on,
             layout=self.layout,
+            group=group,
         )
 
     def extra_repr(self) -> str:

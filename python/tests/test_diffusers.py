@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ import normrope.diffusers  # noqa: E402
 import zoo  # noqa: E402
 
 FAMILIES = [name for name, row in zoo.ZOO.items() if row.patched]
+PATTERNS = ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v"]
 DTYPES = [torch.float32, torch.bfloat16]
 
 # A tensor's error is one draw of rounding errors, and the unpatched model's another. Of two draws one may exceed the
 # other, most in tensors of few elements; over all tensors of a model the ratio averages out.
-TENSOR_FACTOR, MODEL_FACTOR = 4.0, 1.25
+TENSOR_FACTOR, MODEL_FACTOR = 3.0, 1.25
 
 
 def run(model: torch.nn.Module, inputs: dict) -> dict[str, torch.Tensor | None]:
@@ -43,6 +45,15 @@ def results_of(name: str, dtype: torch.dtype, *, patched: bool) -> dict[str, tor
     if patched:
         normrope.diffusers.patch(model)
     return run(model, zoo.to(inputs, dtype))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are quicker without a second thread, and much quicker where others want it too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +162,7 @@ def train(name: str, dtype: torch.dtype, *, patched: bool, steps: int = 20) -> t
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PATTERNS)
 def test_training_takes_the_same_way(name: str) -> None:
     """Twenty steps in float32: losses stay as near to float64's as the unpatched model's do."""
     with zoo.Float32IsFloat64():

@@ -39,7 +39,8 @@ def _ids(tokens: int, axes: int, start: int = 0) -> torch.Tensor:
 
 
 def _timestep(*, scale: float = 1.0) -> torch.Tensor:
-    return torch.linspace(0.2, 0.7, BATCH, dtype=torch.float64) * scale
+    """Times that bfloat16 has, and their thousandfold too: an inexact one would be the largest error of all."""
+    return torch.tensor([0.25, 0.5], dtype=torch.float64) * scale
 
 
 def _flux(name: str = "FluxTransformer2DModel", **options: object) -> torch.nn.Module:
@@ -131,19 +132,10 @@ def _hunyuan_video_inputs(**more: object) -> dict:
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
         "encoder_attention_mask": _text_mask(torch.long),
         "pooled_projections": _noise(BATCH, 10),
-        "timestep": torch.tensor([200, 700]),
+        "timestep": torch.tensor([250, 500]),
         "guidance": torch.full((BATCH,), 6.0, dtype=torch.float64),
         **more,
     }
-
-
-def _framepack_inputs() -> dict:
-    return _hunyuan_video_inputs(
-        image_embeds=_noise(BATCH, 3, 9),
-        indices_latents=torch.arange(FRAMES),
-        latents_clean=_noise(BATCH, 4, 1, 2 * HEIGHT, 2 * WIDTH),
-        indices_latents_clean=torch.arange(1),
-    )
 
 
 def _hunyuan_video15_inputs() -> dict:
@@ -186,7 +178,7 @@ def _sd3_inputs() -> dict:
         "hidden_states": _noise(BATCH, 4, 6, 8),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
         "pooled_projections": _noise(BATCH, 10),
-        "timestep": torch.tensor([200, 700]),
+        "timestep": torch.tensor([250, 500]),
     }
 
 
@@ -211,7 +203,7 @@ def _cogvideox_inputs(*, rope: bool = True) -> dict:
     inputs = {
         "hidden_states": _noise(BATCH, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "timestep": torch.tensor([200, 700]),
+        "timestep": torch.tensor([250, 500]),
     }
     if rope:
         angles = torch.rand(IMAGE, DIM // 2) * 6
@@ -238,7 +230,7 @@ def _wan_inputs(**more: torch.Tensor) -> dict:
     return {
         "hidden_states": _noise(BATCH, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
         "encoder_hidden_states": _noise(BATCH, TEXT, 12),
-        "timestep": torch.tensor([200, 700]),
+        "timestep": torch.tensor([250, 500]),
         **more,
     }
 
@@ -277,19 +269,6 @@ ZOO: dict[str, Row] = {
     "qwen-image": Row(_qwen, _qwen_inputs, patched=2),
     "hunyuan-video": Row(
         lambda: _hunyuan(num_single_layers=1, pooled_projection_dim=10), _hunyuan_video_inputs, patched=2, skipped=1
-    ),
-    "framepack": Row(
-        lambda: _hunyuan(
-            "HunyuanVideoFramepackTransformer3DModel",
-            num_single_layers=1,
-            pooled_projection_dim=10,
-            has_image_proj=True,
-            image_proj_dim=9,
-            has_clean_x_embedder=True,
-        ),
-        _framepack_inputs,
-        patched=2,
-        skipped=1,
     ),
     "hunyuan-video-1.5": Row(
         lambda: _hunyuan("HunyuanVideo15Transformer3DModel", text_embed_2_dim=11, image_embed_dim=9, patch_size=2),
