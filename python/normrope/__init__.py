@@ -1,20 +1,20 @@
 """normrope: the step between the QKV projections and attention of a multimodal transformer, in one pass over memory.
 
 Normalise each head, rotate by position, join the image and text streams; forward and backward. With PyTorch:
-norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.tables. Without: the same two functions on
-NumPy's arrays, and whatever speaks DLPack.
+norm_rope_concat and norm_rope on tensors, normrope.nn.NormRopeConcat, normrope.tables. Without: the same two functions
+on NumPy's arrays, and whatever speaks DLPack.
 """
 
 from importlib import import_module as _import_module
-from importlib.util import find_spec as _find_spec
 
+from normrope import functional
 from normrope._native import version as _version
-from normrope.functional import Segment, norm_rope, norm_rope_concat
+from normrope.functional import Segment, explain, norm_rope, norm_rope_concat, norm_rope_concat_vjp, norm_rope_vjp
 
 __version__ = _version()
-__all__ = ["Segment", "norm_rope", "norm_rope_concat"]
+__all__ = ["Segment", "explain", "norm_rope", "norm_rope_concat", "norm_rope_concat_vjp", "norm_rope_vjp"]
 
-if _find_spec("torch") is not None:
+if functional.torch is not None:
     from normrope import nn, tables
 
     __all__ += ["nn", "tables"]

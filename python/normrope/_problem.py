@@ -82,7 +82,7 @@ def heads_of(segment: SegmentSpec, shape: Sequence[int]) -> int:
 
 def output_shapes(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Shapes of the joined arrays, for those of all arrays."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for number in range(spec.num_outputs):
         parts = [s for s in spec.segments if s.output == number]
         batch, _, _, dim = shapes[parts[0].x]
@@ -109,6 +109,25 @@ def num_statistics(spec: Spec, shapes: Sequence[Sequence[int]]) -> int:
 def live_segments(spec: Spec, given: Sequence[bool], wanted: Sequence[bool]) -> list[SegmentSpec]:
     """Those that a backward has work for: the gradient of their output is given, and one of theirs is wanted."""
     return [s for s in spec.segments if given[s.output] and (wanted[s.x] or any([wanted[i] for i in s.parameters]))]
+
+
+def reachable(spec: Spec, given: Sequence[bool], wanted: Sequence[bool]) -> tuple[bool, ...]:
+    """Those of the wanted gradients that a given one of the joined arrays contributes to; the others are zero."""
+    used = {i for s in live_segments(spec, given, wanted) for i in (s.x, *s.parameters)}
+    return tuple([w and i in used for i, w in enumerate(wanted)])
+
+
+def pack(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
+    """The shape [B, S, N, D] of every x, one after the other."""
+    return [extent for i in spec.rows for extent in shapes[i]]
+
+
+def unpack(spec: Spec, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """What was packed, by the numbers of arrays."""
+    shapes: list[tuple[int, ...]] = [()] * len(spec.names)
+    for place, i in enumerate(spec.rows):
+        shapes[i] = tuple(sizes[4 * place : 4 * place + 4])
+    return shapes
 
 
 def wants_tables(segment: SegmentSpec, wanted: Sequence[bool]) -> bool:
@@ -190,7 +209,9 @@ def _check_parameters(
     if len(shape) == 3:
         _expect(name, shape, (batch, rows, width), (1, rows, width))
     elif len(shape) == 4:
-        allowed = [(b, rows, n, width) for b in sorted({batch, 1}, reverse=True) for n in sorted({heads, 1}, reverse=True)]
+        allowed = [
+            (b, rows, n, width) for b in sorted({batch, 1}, reverse=True) for n in sorted({heads, 1}, reverse=True)
+        ]
         _expect(name, shape, *allowed)
     _expect(spec.names[s.sin], shapes[s.sin], shape)
 
@@ -256,9 +277,7 @@ class Draft:
         made.rope_length = shape[-3 if len(shape) == 4 else -2]
         made.rope_position = position
 
-    def view(
-        self, field: str, source: int, strides: Sequence[int], dtype: int, name: str, offset: int = 0
-    ) -> None:
+    def view(self, field: str, source: int, strides: Sequence[int], dtype: int, name: str, offset: int = 0) -> None:
         """A view of array `source`, `offset` elements in, in the segment made last."""
         made = native.View(None, (c_int64 * 4)(*strides), dtype, self.name(name))
         setattr(self.segments[-1], field, made)
@@ -271,10 +290,10 @@ class Draft:
         self.view(field, source, array.strides, array.dtype, _label(field, self.spec.names[s.x]), offset)
 
     def statistics(self, s: SegmentSpec, source: int, begin: int, size: int, dtype: int) -> int:
-        """mean and rstd, as the norm has them, from this element of the array of all statistics on; returns the next."""
+        """Mean and rstd, as the norm has them, from this element of the array of all statistics on; gives the next."""
         made = self.segments[-1]
         heads = 1 if s.all_heads else made.heads
-        for field in (("mean", "rstd") if s.centres else ("rstd",) if s.norm else ()):
+        for field in ("mean", "rstd") if s.centres else ("rstd",) if s.norm else ():
             self.view(field, source, (made.length * heads, heads, 1, 0), dtype, f"{field} of {s.name}", begin)
             begin += size
         return begin
@@ -310,7 +329,7 @@ def _row_strides(layout: str, strides: Sequence[int]) -> tuple[int, int, int, in
     return (b, third, second, channel) if layout == "BNSD" else (b, second, third, channel)
 
 
-def _joined_positions(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
+def joined_positions(spec: Spec, shapes: Sequence[Sequence[int]]) -> list[int]:
     """Where in its output each segment begins."""
     ends = [0] * spec.num_outputs
     found = []
@@ -325,9 +344,17 @@ def _statistics_dtype(dtypes: Sequence[int]) -> int:
 
 
 def backend_for(draft: Draft, device: int) -> int:
-    """The device's backend; the reference where rows are float64, which no other takes."""
-    wide = any([s.x.dtype == native.F64 or s.grad_y.dtype == native.F64 for s in draft.segments])
-    return native.BACKEND_REFERENCE if wide else device
+    """The device's backend, or the reference where rows are float64, which no other takes.
+
+    Raises:
+        NotImplementedError: float64 rows that are not in the processor's memory.
+    """
+    for s in draft.segments:
+        if native.F64 in (s.x.dtype, s.grad_y.dtype):
+            if device != native.BACKEND_CPU:
+                raise NotImplementedError(f"{s.name.decode()}: float64, expected another dtype, or tensors on the CPU")
+            return native.BACKEND_REFERENCE
+    return device
 
 
 def draft_forward(
@@ -355,7 +382,7 @@ def draft_forward(
     kept = Output.of((num_statistics(spec, shapes),), _statistics_dtype([arrays[i].dtype for i in spec.rows]))
     if statistics:
         draft.outputs.append(kept)
-    places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
+    places, sizes, begin = joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     for i, s in enumerate(spec.segments):
         draft.segment(s, arrays[s.x].shape, eps[i])
         draft.x("x", s, s.x, arrays[s.x])
@@ -412,7 +439,7 @@ def draft_backward(
             (shape, _, dtype), zeroed = _of(array), False
         draft.outputs.append(Output.of(shape, dtype, zeroed))
         made[i] = Array(*draft.outputs[-1][:3])
-    places, sizes, begin = _joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
+    places, sizes, begin = joined_positions(spec, shapes), statistics_sizes(spec, shapes), 0
     kept = _statistics_dtype([a.dtype for a in gradients if a is not None])
     inputs = [len(gradients) + i for i in range(len(arrays))]
     for i, s in enumerate(spec.segments):

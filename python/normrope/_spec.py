@@ -4,16 +4,24 @@ A specification travels as a line of text, which operators of every framework ca
 
     1 BNSD query,key,text,weight,cos,sin; query output=0 x=0 norm=4 weight=3 rope=2 cos=4 sin=5 follow=1; ...
 
-First VERSION, the outputs' layout and the arrays' names, as messages call them; then a segment each, whose fields are those of
-SegmentSpec and left out where they have their defaults. Arrays go by their number in the list of names.
+First VERSION, the outputs' layout and the arrays' names, as messages call them; then a segment each, whose fields are
+those of SegmentSpec and left out where they have their defaults. Arrays go by their number in the list of names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from typing import Literal, Union
 
-from normrope._native import MAX_SEGMENTS, NORMS
+from normrope._native import NORMS
+
+Norm = Union[Literal["none", "layer", "layer_affine", "rms", "rms_affine"], int]
+Rope = Union[Literal["none", "interleaved", "half"], int]
+Order = Union[Literal["image_first", "text_first"], int]
+Scope = Literal["head", "all_heads"]
+Layout = Literal["BNSD", "BSND"]
+RopeOn = Literal["joined", "image"]
 
 LAYOUTS = ("BNSD", "BSND")
 SCOPES = ("head", "all_heads")
@@ -93,13 +101,16 @@ def parse(specification: str) -> Spec:
     version, layout, names = head.split(" ")
     if version != VERSION:
         raise ValueError(f"specification: version {version}, expected {VERSION}: it was compiled for another normrope")
-    if not 0 < len(segments) <= MAX_SEGMENTS:
-        raise ValueError(f"segments: {len(segments)}, expected 1 to {MAX_SEGMENTS}")
     read = []
     for segment in segments:
         name, *words = segment.split(" ")
         read.append(SegmentSpec(name, **{k: int(v) for k, v in (word.split("=") for word in words)}))
     return Spec(layout, tuple(names.split(",")), tuple(read))
+
+
+def norm_name(argument: str, norm: str | int) -> Norm:
+    """A norm's name for its name or number."""
+    return NORMS[norm_number(argument, norm)]  # type: ignore[return-value]
 
 
 def norm_number(argument: str, norm: str | int) -> int:

@@ -8,6 +8,7 @@ mode, a tensor subclass), the custom operators do, which they can trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import compress
 from typing import Any
@@ -27,21 +28,32 @@ from normrope._problem import (
     live_segments,
     num_statistics,
     output_shapes,
+    pack,
+    reachable,
     read_by_backward,
+    unpack,
 )
 from normrope._spec import Spec, parse
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+# glibc's malloc takes blocks of this size from the system anew every time, which maps their pages as they are written.
+_FRESH = 32 << 20
 _DEVICES = {"cpu": native.BACKEND_CPU, "cuda": native.BACKEND_CUDA}
 
 
 # -- Running plans -----------------------------------------------------------------------------------------------------
 
 
-def _array(name: str, tensor: Tensor | None) -> Array | None:
-    if tensor is None:
-        return None
+def taken(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, if it is one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: a {type(tensor).__name__}, expected a torch.Tensor as the first argument is one")
+    return tensor
+
+
+def describe(name: str, tensor: Tensor) -> Array:
+    """What a plan depends on."""
     if tensor.dtype not in _CODES:
         expected = ", ".join([str(dtype).removeprefix("torch.") for dtype in DTYPES])
         raise TypeError(f"{name}: {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
@@ -64,12 +76,16 @@ def _make(outputs: Sequence[Output], device: torch.device) -> list[Tensor]:
     # empty_strided takes two thirds of empty's time.
     made = [torch.empty_strided(o.shape, o.strides, dtype=DTYPES[o.dtype], device=device) for o in outputs]
     for output, tensor in zip(outputs, made):
+        if tensor.nbytes >= _FRESH and device.type == "cpu":
+            native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
         if output.zeroed:
             tensor.zero_()
     return made
 
 
-def _launch(direction: int, key: list[Any], inputs: Sequence[Tensor | None], draft: Callable[[], Draft]) -> list[Tensor]:
+def _launch(
+    direction: int, key: list[Any], inputs: Sequence[Tensor | None], draft: Callable[[], Draft]
+) -> list[Tensor]:
     """Runs the plan for this key, which `draft` describes where there is none yet; returns its outputs."""
     addresses = []
     device = None
@@ -104,8 +120,7 @@ def _launch_on(
         described = draft()
         outputs = _make(described.outputs, device)
         addresses += [output.data_ptr() for output in outputs]
-        backend = backend_for(described, _DEVICES[device.type])
-        prepared = described.plan(direction, backend, threads, addresses)
+        prepared = described.plan(direction, backend_for(described, _DEVICES[device.type]), threads, addresses)
         PLANS.put(found, prepared)
     else:
         outputs = _make(prepared.outputs, device)
@@ -123,8 +138,8 @@ def _run_forward(
     def draft() -> Draft:
         parsed = parse(spec)
         _check_devices(parsed.names, tensors)
-        arrays = [_array(name, tensor) for name, tensor in zip(parsed.names, tensors)]
-        return draft_forward(parsed, arrays, positions, eps, statistics)  # type: ignore[arg-type]
+        arrays = [describe(name, tensor) for name, tensor in zip(parsed.names, tensors)]
+        return draft_forward(parsed, arrays, positions, eps, statistics)
 
     return _launch(native.FORWARD, [spec, statistics, *positions, *eps], tensors, draft)
 
@@ -149,8 +164,8 @@ def _run_backward(
         parsed, count = parse(spec), len(given)
         names = [*[f"gradient of output {i}" for i in range(count)], *parsed.names, "statistics"]
         _check_devices(names, inputs)
-        arrays = [_array(name, tensor) for name, tensor in zip(names, inputs)]
-        return draft_backward(parsed, arrays[:count], arrays[count:-1], _unpack(parsed, sizes), positions, wanted)
+        arrays = [None if tensor is None else describe(name, tensor) for name, tensor in zip(names, inputs)]
+        return draft_backward(parsed, arrays[:count], arrays[count:-1], unpack(parsed, sizes), positions, wanted)
 
     return _launch(native.BACKWARD, [spec, *sizes, *positions, *wanted], inputs, draft)
 
@@ -159,18 +174,6 @@ def _spread(values: Sequence[Tensor], there: Sequence[bool]) -> list[Any]:
     """A value for each True, None for each False."""
     following = iter(values)
     return [next(following) if t else None for t in there]
-
-
-def _pack(spec: Spec, tensors: Sequence[Tensor]) -> list[int]:
-    """The shape of every x, one after the other."""
-    return [extent for i in spec.rows for extent in tensors[i].shape]
-
-
-def _unpack(spec: Spec, sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    shapes: list[tuple[int, ...]] = [()] * len(spec.names)
-    for place, i in enumerate(spec.rows):
-        shapes[i] = tuple(sizes[4 * place : 4 * place + 4])
-    return shapes
 
 
 # -- Operators ---------------------------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ def _(
     read: Sequence[bool],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    parsed, shapes = parse(spec), _unpack(parse(spec), sizes)
+    parsed, shapes = parse(spec), unpack(parse(spec), sizes)
     of_output, parameters = _spread(gradients, given), _spread(tensors, read)
     made = []
     for i in [i for i, w in enumerate(wanted) if w]:
@@ -257,10 +260,7 @@ def _read(spec: str, wanted: tuple[bool, ...]) -> list[bool]:
 
 @lru_cache(4096)
 def _reachable(spec: str, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Those of the wanted gradients that a given one contributes to; the others are zero."""
-    live = live_segments(parse(spec), given, wanted)
-    used = {i for s in live for i in (s.x, *s.parameters)}
-    return tuple([w and i in used for i, w in enumerate(wanted)])
+    return reachable(parse(spec), given, wanted)
 
 
 @lru_cache(4096)
@@ -283,7 +283,12 @@ def _save(
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(outputs[-1], *[outputs[i] for i in _constant(spec, wanted)])
     ctx.save_for_backward(*compress(tensors, _read(spec, wanted)), outputs[-1])
-    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = _pack(parse(spec), tensors), positions, spec, wanted
+    ctx.sizes, ctx.positions, ctx.spec, ctx.wanted = (
+        pack(parse(spec), [t.shape for t in tensors]),
+        positions,
+        spec,
+        wanted,
+    )
 
 
 def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -335,7 +340,7 @@ class NormRope(torch.autograd.Function):
 
 
 class NormRopeTransformed(torch.autograd.Function):
-    """The way under torch.func's transforms, which want saving apart: torch binds arguments anew then, for 30 us a call."""
+    """The way under torch.func's transforms, which want saving apart; binding arguments for that takes torch 30 us."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -384,8 +389,13 @@ def _watched(tensors: Sequence[Tensor]) -> str:
 
 def apply(tensors: list[Tensor], positions: Sequence[int], eps: Sequence[float], spec: str) -> Sequence[Tensor]:
     """The joined tensors, with a graph where a gradient is wanted."""
-    gradient = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
-    if torch.compiler.is_compiling() or _watched(tensors):
+    try:
+        gradient = any([t.requires_grad for t in tensors]) and torch.is_grad_enabled()
+    except AttributeError:
+        for name, tensor in zip(parse(spec).names, tensors):
+            taken(name, tensor)
+        raise
+    if _watched(tensors):
         outputs = torch.ops.normrope.forward(tensors, positions, eps, spec, gradient)
     elif gradient:
         transformed = torch._C._are_functorch_transforms_active()
@@ -393,3 +403,21 @@ def apply(tensors: list[Tensor], positions: Sequence[int], eps: Sequence[float],
     else:
         return _run_forward(tensors, positions, eps, spec, False)
     return outputs[:-1] if gradient else outputs
+
+
+def plan_for(spec: Spec, draft: Draft, tensors: Sequence[Tensor]) -> tuple[int, int, str]:
+    """Plans without running: backend, threads, and the way that a call takes."""
+    device = _check_devices(spec.names, tensors)
+    outputs = _make(draft.outputs, device)
+    backend, threads = backend_for(draft, _DEVICES[device.type]), torch.get_num_threads()
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        draft.plan(native.FORWARD, backend, threads, [t.data_ptr() for t in (*tensors, *outputs)])
+    watched = _watched(tensors)
+    way = (
+        f"the operators normrope::forward and normrope::backward, because {watched}"
+        if watched
+        else "autograd, directly"
+    )
+    if not (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])):
+        way += "; no gradient is wanted, so statistics are not kept"
+    return backend, threads, way

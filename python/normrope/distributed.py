@@ -50,14 +50,16 @@ def sum_gradients(group: dist.ProcessGroup, *parameters: Tensor | None) -> tuple
     as often and in the same order, or the ranks wait for each other for ever.
 
     Raises:
-        TypeError: `group` is no process group.
-        ValueError: this process is no member of it.
+        TypeError: `group` is no process group, or this process is no member of it; a parameter is no tensor.
     """
     if not isinstance(group, dist.ProcessGroup):
-        member = "a group that this process is a member of" if group is dist.GroupMember.NON_GROUP_MEMBER else None
-        raise TypeError(
-            f"group: found {group!r}, expected {member or 'a torch.distributed.ProcessGroup, as dist.group.WORLD'}"
-        )
+        other = "a torch.distributed.ProcessGroup, as dist.group.WORLD"
+        member = "a group that this process is a member of"
+        expected = member if group is dist.GroupMember.NON_GROUP_MEMBER else other
+        raise TypeError(f"group: found {group!r}, expected {expected}")
+    for parameter in parameters:
+        if not (parameter is None or isinstance(parameter, Tensor)):
+            raise TypeError(f"group: given, expected None beside a weight that is a {type(parameter).__name__}")
     unique = list({id(p): p for p in parameters if p is not None and p.requires_grad}.values())
     if not unique or not torch.is_grad_enabled():
         return parameters

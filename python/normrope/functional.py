@@ -1,19 +1,22 @@
 """The functions: norm, rope and concat as one step, on PyTorch's tensors or on arrays.
 
 Shapes: B batch, S sequence length, N heads, D channels of a head, R rows of a rope table, C its channels (C <= D: the
-others pass unrotated). Inputs are [B, S, N, D], as projections give them, with any strides: slices of a packed projection
-are read where they are.
+others pass unrotated). Inputs are [B, S, N, D], as projections give them, with any strides: slices of a packed
+projection are read where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Union
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 from normrope import _spec
-from normrope._spec import ABSENT
+from normrope._native import MAX_SEGMENTS
+from normrope._spec import Layout, Norm, Order, Rope, RopeOn, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,15 +27,10 @@ try:
 
     from normrope import _torch
     from normrope.distributed import sum_gradients
-except ImportError:  # arrays do without
+except ModuleNotFoundError as error:  # arrays do without
+    if error.name != "torch":
+        raise
     torch = None  # type: ignore[assignment]
-
-Norm = Union[Literal["none", "layer", "layer_affine", "rms", "rms_affine"], int]
-Rope = Union[Literal["none", "interleaved", "half"], int]
-Order = Union[Literal["image_first", "text_first"], int]
-Scope = Literal["head", "all_heads"]
-Layout = Literal["BNSD", "BSND"]
-RopeOn = Literal["joined", "image"]
 
 _ORDERS = ("image_first", "text_first")
 _ROPE_ON = ("joined", "image")
@@ -50,12 +48,28 @@ def _tracing() -> bool:
     return torch is not None and torch.compiler.is_compiling()
 
 
-def _apply(tensors: list[Any], positions: Sequence[int], eps: Sequence[float], spec: str) -> Sequence[Any]:
-    if torch is not None and isinstance(tensors[0], torch.Tensor):
-        return _torch.apply(tensors, positions, eps, spec)
+def _framework(first: Any) -> Any:
+    """The module for arrays of this kind."""
+    if torch is not None and isinstance(first, torch.Tensor):
+        return _torch
     from normrope import _arrays
 
-    return _arrays.forward(tensors, positions, eps, spec, False)
+    return _arrays
+
+
+def _vjp(
+    tensors: list[Any], positions: Sequence[int], eps: Sequence[float], spec: str
+) -> tuple[list[Any], Callable[..., dict[str, Any]]]:
+    from normrope import _arrays
+
+    *outputs, statistics = _arrays.forward(tensors, positions, eps, spec, True)
+
+    def pull(*gradients: Any) -> dict[str, Any]:
+        if len(gradients) != len(outputs):
+            raise ValueError(f"gradients: {len(gradients)}, expected {len(outputs)}, one for each result")
+        return _arrays.backward(gradients, tensors, statistics, positions, spec)
+
+    return outputs, pull
 
 
 # -- The published operator --------------------------------------------------------------------------------------------
@@ -94,8 +108,8 @@ def norm_rope_concat(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Normalises the heads of both streams, rotates them by position and joins them: what comes before attention.
 
-    All arithmetic is float32, with one rounding into the rows' dtype. float64 rows are computed by the reference, slowly:
-    for gradcheck and the like.
+    All arithmetic is float32, with one rounding into the rows' dtype. float64 rows are computed by the reference,
+    slowly: for gradcheck and the like.
 
     Args:
         query: [B, S, N, D] of the image stream; float32, float16, bfloat16 (or float64), any strides.
@@ -104,8 +118,8 @@ def norm_rope_concat(
         encoder_query: [B, S_text, N, D] of the text stream. Each of the six may be None.
         encoder_key: as encoder_query.
         encoder_value: with encoder_key.
-        norm_query_weight: [D], or [N, D] or [N * D] for heads with weights of their own; of any float dtype. Needed where
-            the norm is affine, and refused where it is not.
+        norm_query_weight: [D], or [N, D] or [N * D] for heads with weights of their own; of any float dtype. Needed
+            where the norm is affine, and refused where it is not.
         norm_query_bias: as the weight; for "layer_affine".
         norm_key_weight: likewise for the key,
         norm_key_bias: and so on;
@@ -113,8 +127,8 @@ def norm_rope_concat(
         norm_added_query_bias: for the text stream.
         norm_added_key_weight: for the text stream.
         norm_added_key_bias: for the text stream.
-        rope_cos: [R, C], [B, R, C] or [B, R, N, C], where B and N may be 1; of any float dtype, used as they are. Rows that
-            the table has no row for pass unrotated.
+        rope_cos: [R, C], [B, R, C] or [B, R, N, C], where B and N may be 1; of any float dtype, used as they are. Rows
+            that the table has no row for pass unrotated.
         rope_sin: as rope_cos.
         key_rope_cos: tables of their own for keys; default: those of the query.
         key_rope_sin: as key_rope_cos.
@@ -126,14 +140,14 @@ def norm_rope_concat(
         eps: added to the variance (or the mean square) of image rows.
         eps_added: of text rows; default: the same.
         scope: "head": each head has statistics of its own; "all_heads": one for all heads of a position.
-        rope_on: "joined": the place in the joined sequence is the tables' row; "image": the place in the image stream is,
-            and text passes unrotated.
+        rope_on: "joined": the place in the joined sequence is the tables' row; "image": the place in the image stream
+            is, and text passes unrotated.
         layout: of the results: "BNSD" or "BSND".
         group: sums the gradients of weights and biases over the ranks of this group; see normrope.distributed.
 
     Returns:
-        query, key and value, joined: [B, N, S + S_text, D] or [B, S + S_text, N, D], contiguous; None where both streams
-        have none.
+        query, key and value, joined: [B, N, S + S_text, D] or [B, S + S_text, N, D], contiguous; None where both
+        streams have none.
 
     Raises:
         ValueError: names the argument, what was found and what was expected.
@@ -146,16 +160,67 @@ def norm_rope_concat(
         *(norm_added_query_weight, norm_added_query_bias, norm_added_key_weight, norm_added_key_bias),
         *(rope_cos, rope_sin, key_rope_cos, key_rope_sin),
     )
+    call, there = _concat(given, norm, norm_added, rope, order, eps, eps_added, scope, rope_on, layout, group)
+    return _placed(_framework(call[0][0]).apply(*call), there)
+
+
+def norm_rope_concat_vjp(
+    *arguments: Any, **options: Any
+) -> tuple[tuple[Any, Any, Any], Callable[[Any, Any, Any], dict[str, Any]]]:
+    """norm_rope_concat and its backward as two functions, for arrays, which have no autograd.
+
+    Args:
+        arguments: as norm_rope_concat's: arrays of NumPy (bfloat16: of ml_dtypes), or that speak DLPack.
+        options: as norm_rope_concat's.
+
+    Returns:
+        The three results, and a function from their gradients (None: zero) to those of the arrays, by the arguments'
+        names; one that nothing contributes to is left out.
+    """
+    call, there = _concat_call(arguments, options)
+    outputs, pull = _vjp(*call)
+    return _placed(outputs, there), lambda *gradients: pull(*compress(gradients, there))
+
+
+Call = tuple[list[Any], list[int], list[float], str]  # arrays, and for segments position and eps, and the specification
+
+
+def _concat(
+    given: tuple[Any, ...],
+    norm: Norm,
+    norm_added: Norm | None,
+    rope: Rope,
+    order: Order,
+    eps: float,
+    eps_added: float | None,
+    scope: Scope,
+    rope_on: RopeOn,
+    layout: Layout,
+    group: ProcessGroup | None,
+) -> tuple[Call, list[bool]]:
+    """The call for these arguments, and which of the three results there are."""
     if group is not None:
         given = (*given[:6], *sum_gradients(group, *given[6:14]), *given[14:])
     read = _operator if _tracing() else _cached_operator
-    spec, streams, outputs = read(
+    spec, streams, there = read(
         tuple([x is not None for x in given]), norm, norm_added, rope, order, scope, rope_on, layout
     )
     both = (eps, eps if eps_added is None else eps_added)
-    tensors = [x for x in given if x is not None]
-    joined = iter(_apply(tensors, [0] * len(streams), [both[i] for i in streams], spec))
-    return tuple([next(joined) if there else None for there in outputs])  # type: ignore[return-value]
+    return ([x for x in given if x is not None], [0] * len(streams), [both[i] for i in streams], spec), there
+
+
+def _concat_call(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Call, list[bool]]:
+    """The call of norm_rope_concat with these arguments."""
+    bound = inspect.signature(norm_rope_concat).bind(*arguments, **options)
+    bound.apply_defaults()
+    values = bound.arguments
+    given = tuple([values.pop(name) for name in _ARGUMENTS])
+    return _concat(given, **values)
+
+
+def _placed(outputs: Sequence[Any], there: list[bool]) -> tuple[Any, Any, Any]:
+    following = iter(outputs)
+    return tuple([next(following) if t else None for t in there])  # type: ignore[return-value]
 
 
 def _operator(
@@ -169,7 +234,10 @@ def _operator(
     layout: Layout,
 ) -> tuple[str, list[int], list[bool]]:
     """The specification of a call with these arguments, each segment's stream, and which of the results there are."""
-    norms = (_spec.norm_number("norm", norm), _spec.norm_number("norm_added", norm if norm_added is None else norm_added))
+    norms = (
+        _spec.norm_number("norm", norm),
+        _spec.norm_number("norm_added", norm if norm_added is None else norm_added),
+    )
     width = _spec.rope_width("rope", rope)
     image_only = _spec.choice("rope_on", rope_on, _ROPE_ON) == 1
     all_heads = _spec.choice("scope", scope, _spec.SCOPES)
@@ -177,7 +245,8 @@ def _operator(
     names = [name for name, there in zip(_ARGUMENTS, present) if there]
     number = {name: i for i, name in enumerate(names)}
     streams = (0, 1) if _spec.choice("order", order, _ORDERS) == 0 else (1, 0)
-    segments, segment_streams, outputs = [], [], []
+    segments, segment_streams = [], []
+    outputs: list[bool] = []
     used = set()
     for projection in _PROJECTIONS:
         there = [s for s in streams if _STREAMS[s][0] + projection in number]
@@ -189,9 +258,13 @@ def _operator(
                 fields["all_heads"] = all_heads if norms[stream] else 0
                 for parameter, owners in (("weight", (2, 4)), ("bias", (2,))):
                     if norms[stream] in owners:
-                        fields[parameter] = _needed(number, f"{norm_prefix}{projection}_{parameter}", norm_prefix, _spec.NORMS[norms[stream]])
+                        fields[parameter] = _needed(
+                            number, f"{norm_prefix}{projection}_{parameter}", norm_prefix, _spec.NORMS[norms[stream]]
+                        )
                 if width and not (image_only and stream == 1):
-                    own = "key_" if projection == "key" and ("key_rope_cos" in number or "key_rope_sin" in number) else ""
+                    own = (
+                        "key_" if projection == "key" and ("key_rope_cos" in number or "key_rope_sin" in number) else ""
+                    )
                     fields["rope"] = width
                     fields["cos"] = _needed(number, f"{own}rope_cos", "rope", rope)
                     fields["sin"] = _needed(number, f"{own}rope_sin", "rope", rope)
@@ -202,7 +275,9 @@ def _operator(
         outputs.append(len(there) > 0)
     for name, i in number.items():
         if i not in used:
-            raise ValueError(f"{name}: given, expected None: norm, norm_added, rope and the streams given have no use for it")
+            raise ValueError(
+                f"{name}: given, expected None: norm, norm_added, rope and the streams given have no use for it"
+            )
     if not segments:
         raise ValueError("query, key, value and the encoder's: all None, expected at least one")
     if ("encoder_key" in number) != ("encoder_value" in number) and "value" in number and "key" in number:
@@ -219,6 +294,28 @@ def _needed(number: dict[str, int], name: str, because: str, value: Any) -> int:
         reason = f"{because.rstrip('_')} is {value!r}"
         raise ValueError(f"{name}: None, expected a tensor because {reason}")
     return number[name]
+
+
+def explain(*arguments: Any, **options: Any) -> str:
+    """What a call does and why, in words: backend, way, and for each segment what is read, rotated and written.
+
+    It plans and does not run. Where the call would raise, the text says "not taken" and why.
+
+    Args:
+        arguments: as norm_rope_concat's, or norm_rope's list of segments.
+        options: likewise.
+    """
+    from normrope import _explain
+
+    try:
+        segments = arguments[0] if arguments else options.get("segments")
+        if isinstance(segments, Sequence):
+            call = _segments(segments, options.get("layout", "BNSD"))
+        else:
+            call = _concat_call(arguments, options)[0]
+    except (ValueError, TypeError) as error:
+        return f"not taken: {type(error).__name__}: {error}"
+    return _explain.explain(*call, _framework(call[0][0]))
 
 
 # -- The general form --------------------------------------------------------------------------------------------------
@@ -282,11 +379,28 @@ def norm_rope(
     if group is not None:
         summed = iter(sum_gradients(group, *[parameter for s in segments for parameter in (s.weight, s.bias)]))
         segments = [replace(s, weight=next(summed), bias=next(summed)) for s in segments]
-    tensors, positions, eps, spec = _segments(segments, layout)
-    return tuple(_apply(tensors, positions, eps, spec))
+    call = _segments(segments, layout)
+    return tuple(_framework(call[0][0]).apply(*call))
 
 
-def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], list[int], list[float], str]:
+def norm_rope_vjp(
+    segments: Sequence[Segment], *, layout: Layout = "BNSD"
+) -> tuple[tuple[Any, ...], Callable[..., dict[str, Any]]]:
+    """norm_rope and its backward as two functions, for arrays, which have no autograd.
+
+    Args:
+        segments: as norm_rope's, of NumPy's arrays (bfloat16: of ml_dtypes), or such that speak DLPack.
+        layout: of the results.
+
+    Returns:
+        The results, and a function from their gradients (None: zero) to those of the arrays, by names such as
+        "segment0.x" or "NAME.weight" (of the first segment that has the array).
+    """
+    outputs, pull = _vjp(*_segments(segments, layout))
+    return tuple(outputs), pull
+
+
+def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
     """The arrays of a list of segments, one time each, and the specification."""
     tensors: list[Any] = []
     names: list[str] = []
@@ -294,12 +408,12 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], l
     outputs: list[str | int] = []
     texts, positions, eps = [], [], []
 
-    def number(tensor: Any, name: str) -> int:
+    def number(tensor: Any, name: str, field: str) -> int:
         for i, other in enumerate(tensors):
-            if other is tensor and not taken[i]:
+            if other is tensor and names[i].endswith(field):  # in one part; in two, the gradients are two as well
                 return i
         tensors.append(tensor)
-        names.append(name)
+        names.append(name + field)
         taken.append([])
         return len(tensors) - 1
 
@@ -313,11 +427,13 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], l
                     taken[i].append((first, count))
                     return i
         tensors.append(s.x)
-        names.append(name)
+        names.append(f"{name}.x")
         taken.append([(0, 1 << 60) if s.heads is None else s.heads])
         return len(tensors) - 1
 
     _spec.choice("layout", layout, _spec.LAYOUTS)
+    if not 0 < len(segments) <= MAX_SEGMENTS:
+        raise ValueError(f"segments: {len(segments)}, expected 1 to {MAX_SEGMENTS}")
     for i, s in enumerate(segments):
         name = f"segment{i}" if s.name is None else s.name
         if not set(" ,;=").isdisjoint(name):
@@ -325,7 +441,7 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], l
         if s.output not in outputs:
             outputs.append(s.output)
         norm, width = _spec.norm_number(f"{name}.norm", s.norm), _spec.rope_width(f"{name}.rope", s.rope)
-        fields = {"output": outputs.index(s.output), "x": rows(s, f"{name}.x"), "norm": norm, "rope": width}
+        fields = {"output": outputs.index(s.output), "x": rows(s, name), "norm": norm, "rope": width}
         if s.heads is not None:
             fields["first"], fields["heads"] = s.heads
         if norm:
@@ -338,7 +454,7 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> tuple[list[Any], l
                     f"{name}.{field}: {found}, expected {expected}: norm is {s.norm!r} and rope is {s.rope!r}"
                 )
             if tensor is not None:
-                fields[field] = number(tensor, f"{name}.{field}")
+                fields[field] = number(tensor, name, f".{field}")
         if width and s.rope_position is None:
             fields["follow"] = 1
         positions.append(s.rope_position or 0)

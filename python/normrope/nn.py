@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from normrope import _spec
-from normrope.functional import Layout, Norm, Order, Rope, RopeOn, Scope, norm_rope_concat
+from normrope._spec import Layout, Norm, Order, Rope, RopeOn, Scope
+from normrope.functional import norm_rope_concat
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["NormRopeConcat"]
-
 
 
 class NormRopeConcat(nn.Module):
@@ -25,8 +25,8 @@ class NormRopeConcat(nn.Module):
         heads: N; needed with `scope="all_heads"`, whose weights are [N * D].
         kv_heads: heads of the keys; default: as many.
         norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
-        norm_added: of the text stream; default: the same. `added=False`: there is no text stream, or it has no weights of
-            its own.
+        norm_added: of the text stream; default: the same. `added=False`: there is no text stream, or it has no weights
+            of its own.
         added: whether the text stream has weights.
         shared: the text stream uses the image's weights.
         eps: added to the variance or mean square.
@@ -62,16 +62,16 @@ class NormRopeConcat(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.norm = _spec.NORMS[_spec.norm_number("norm", norm)]
-        self.norm_added = self.norm if norm_added is None else _spec.NORMS[_spec.norm_number("norm_added", norm_added)]
+        self.norm = _spec.norm_name("norm", norm)
+        self.norm_added = self.norm if norm_added is None else _spec.norm_name("norm_added", norm_added)
         _spec.rope_width("rope", rope)
         self.eps, self.rope, self.order, self.scope = eps, rope, order, scope
         self.rope_on, self.layout, self.shared = rope_on, layout, shared
-        if scope == "all_heads" and heads is None:
-            raise ValueError("heads: None, expected a number because scope is 'all_heads'")
         sizes = {"query": dim, "key": dim}
         if scope == "all_heads":
-            sizes = {"query": dim * heads, "key": dim * (heads if kv_heads is None else kv_heads)}  # type: ignore[operator]
+            if heads is None:
+                raise ValueError("heads: None, expected a number because scope is 'all_heads'")
+            sizes = {"query": dim * heads, "key": dim * (heads if kv_heads is None else kv_heads)}
         norms = {"norm_": self.norm, "norm_added_": self.norm_added if added and not shared else "none"}
         for prefix, kind in norms.items():
             for projection, size in sizes.items():
@@ -92,12 +92,13 @@ class NormRopeConcat(nn.Module):
         """The step around norms that a model has already, LayerNorm or RMSNorm modules: it takes their parameters.
 
         Args:
-            norm_query: of image queries: torch.nn.LayerNorm, torch.nn.RMSNorm, or a module that has a `weight` and maybe
-                an `eps` or `variance_epsilon`.
+            norm_query: of image queries: torch.nn.LayerNorm, torch.nn.RMSNorm, or a module that has a `weight` and
+                maybe an `eps` or `variance_epsilon`.
             norm_key: of image keys.
             norm_added_query: of text queries; None: as `shared` in the options says.
             norm_added_key: of text keys.
-            options: those of the class but dim, norm, norm_added and added; eps is read from norm_query where it has one.
+            options: those of the class but dim, norm, norm_added and added; eps is read from norm_query where it has
+                one.
         """
         given = {"query": norm_query, "key": norm_key, "added_query": norm_added_query, "added_key": norm_added_key}
         kinds = {name: _kind(name, module) for name, module in given.items() if module is not None}
@@ -138,8 +139,13 @@ class NormRopeConcat(nn.Module):
         rope_sin: Tensor | None = None,
         group: ProcessGroup | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """As norm_rope_concat: [B, S, N, D] of each stream, joined to [B, N, S + S_text, D] or [B, S + S_text, N, D]."""
-        streams = {"norm_query": query, "norm_key": key, "norm_added_query": encoder_query, "norm_added_key": encoder_key}
+        """As norm_rope_concat: streams [B, S, N, D] to results [B, N, S + S_text, D] or [B, S + S_text, N, D]."""
+        streams = {
+            "norm_query": query,
+            "norm_key": key,
+            "norm_added_query": encoder_query,
+            "norm_added_key": encoder_key,
+        }
         weights: dict[str, Any] = {}
         for name, stream in streams.items():
             for parameter in ("weight", "bias"):
@@ -175,7 +181,7 @@ class NormRopeConcat(nn.Module):
         )
 
 
-def _kind(name: str, module: nn.Module) -> str:
+def _kind(name: str, module: nn.Module) -> Norm:
     """The norm that a module computes."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if isinstance(module, nn.LayerNorm):

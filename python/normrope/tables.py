@@ -1,7 +1,7 @@
 """Rope tables: from what models have, to the cos and sin that norm_rope and norm_rope_concat take.
 
-A table has an entry for each channel that rotates: [R, C], [B, R, C] or [B, R, N, C]. Models often have one for each pair
-of channels, as real or complex numbers; these functions lay it out for the pairs that `rope` names: "interleaved"
+A table has an entry for each channel that rotates: [R, C], [B, R, C] or [B, R, N, C]. Models often have one for each
+pair of channels, as real or complex numbers; these functions lay it out for the pairs that `rope` names: "interleaved"
 (2i, 2i + 1), "half" (i, i + C/2), or the even width of a block within which it is half (an axis of a video, say).
 
 They are differentiable, keep dtypes (a complex64 gives float32) and do not change a number, so call them once, outside
@@ -10,19 +10,20 @@ the loop over layers.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from normrope._spec import HALF, rope_width
 
-__all__ = ["from_complex", "from_half", "from_full", "from_matrices"]
+__all__ = ["from_complex", "from_full", "from_half", "from_matrices"]
 
 
 def _width(rope: str | int, channels: int) -> int:
     width = rope_width("rope", rope)
     width = channels if width == HALF else width
     if not width or channels % width:
-        raise ValueError(f"rope: {rope!r}, expected pairs of {channels} channels: 'interleaved', 'half' or a divisor of it")
+        raise ValueError(
+            f"rope: {rope!r}, expected pairs of {channels} channels: 'interleaved', 'half' or a divisor of it"
+        )
     return width
 
 
