@@ -4,11 +4,13 @@ WERROR ?= ON
 GENERATOR = $(if $(shell command -v ninja),-G Ninja)
 JOBS ?= $(shell nproc)
 SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
-  tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp bench/*.[ch])
+  tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp)
 
-BENCH_VENV = build/bench-venv
+# Of Python: what the package's tests, checks and benchmark need, and where the package itself is installed.
+PYTHON_TOOLS = build/python/tools
+PYTHON = build/python/env/bin/python
 
-.PHONY: all setup demo test bench bench-torch plot format check-format install clean
+.PHONY: all setup demo test python bench bench-torch plot format check-format check-python install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
 	@cmake --build build --parallel $(JOBS)
@@ -23,27 +25,37 @@ demo: setup
 test: setup
 	@$(MAKE) --no-print-directory all
 	@ctest --test-dir build --output-on-failure -j2
+	@$(MAKE) --no-print-directory python
+	@NORMROPE_CLI=$(CURDIR)/build/bin/normrope $(PYTHON) -m pytest $(PYTEST)
+
+# The wheel, in an environment of its own below build/ (about 1 GB the first time, most of it PyTorch).
+python: $(PYTHON_TOOLS)/installed
+	@scripts/python-env.sh
 
 # About a minute; `make bench BENCH="--json --preset flux"` passes options on.
 bench: all
 	@build/bin/normrope bench $(BENCH)
 
-# Beside PyTorch; `make bench-torch BENCH_TORCH="--preset flux --json build/flux.json"` passes options on. About 1 GB is
-# installed below build/ the first time.
-bench-torch: all $(BENCH_VENV)/installed
-	@$(BENCH_VENV)/bin/python bench/compare_torch.py $(BENCH_TORCH)
+# Beside PyTorch; `make bench-torch BENCH_TORCH="--preset flux --json build/flux.json"` passes options on.
+bench-torch: python
+	@$(PYTHON) -m normrope.bench $(BENCH_TORCH)
 
 # make plot PLOT="build/bench.json build/torch.json -o docs/performance.svg"
-plot: $(BENCH_VENV)/installed
-	@$(BENCH_VENV)/bin/python bench/plot.py $(PLOT)
+plot: python
+	@$(PYTHON) -m normrope.bench.plot $(PLOT)
 
-$(BENCH_VENV)/installed: bench/requirements.txt
-	@python3 -m venv $(BENCH_VENV)
-	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+$(PYTHON_TOOLS)/installed: python/requirements.txt
+	@python3 -m venv $(PYTHON_TOOLS)
+	@$(PYTHON_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r python/requirements.txt
 	@touch $@
 
 format:
 	clang-format -i $(SOURCES)
+
+check-python: $(PYTHON_TOOLS)/installed
+	@$(PYTHON_TOOLS)/bin/ruff format --check --quiet python examples
+	@$(PYTHON_TOOLS)/bin/ruff check --quiet python examples
+	@$(PYTHON_TOOLS)/bin/mypy python/normrope
 
 check-format:
 	@clang-format --dry-run -Werror $(SOURCES)

@@ -9,7 +9,8 @@ need() { missing="$missing $1"; }
 command -v cmake >/dev/null || need cmake
 command -v ninja >/dev/null || need ninja-build
 command -v pkg-config >/dev/null || need pkg-config
-command -v python3 >/dev/null || need python3 # which tests ask whether what should be JSON is
+command -v python3 >/dev/null || need python3 # for the package and its tests
+python3 -c 'import ensurepip' 2>/dev/null || need python3-venv
 pkg-config --exists jansson 2>/dev/null || need libjansson-dev
 pkg-config --exists cmocka 2>/dev/null || need libcmocka-dev
 [ -n "$missing" ] || exit 0
@@ -36,6 +37,6 @@ if [ "$missing" = " ninja-build" ]; then
 fi
 cat >&2 <<END
 setup: cannot install what is missing here. Needed: a C17 and a C++17 compiler with OpenMP, make, CMake 3.25 or later,
-pkg-config, jansson, cmocka, Python 3; Ninja where there is one. Not found (by Debian's names):$missing
+pkg-config, jansson, cmocka, Python 3.10 with venv; Ninja where there is one. Not found (by Debian's names):$missing
 END
 exit 1

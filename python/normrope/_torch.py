@@ -39,7 +39,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 # glibc's malloc takes blocks of this size from the system anew every time, which maps their pages as they are written.
 _FRESH = 32 << 20
-_DEVICES = {"cpu": native.BACKEND_CPU, "cuda": native.BACKEND_CUDA}
+DEVICES = {"cpu": native.BACKEND_CPU, "cuda": native.BACKEND_CUDA}
 
 
 # -- Running plans -----------------------------------------------------------------------------------------------------
@@ -67,12 +67,13 @@ def _check_devices(names: Sequence[str], tensors: Sequence[Tensor | None]) -> to
     for name, tensor in zip(names, tensors):
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name}: on {tensor.device}, expected {device} as {names[first]}")
-    if device.type not in _DEVICES:
-        raise NotImplementedError(f"{names[first]}: on {device}, expected a device of type {' or '.join(_DEVICES)}")
+    if device.type not in DEVICES:
+        raise NotImplementedError(f"{names[first]}: on {device}, expected a device of type {' or '.join(DEVICES)}")
     return device
 
 
-def _make(outputs: Sequence[Output], device: torch.device) -> list[Tensor]:
+def make(outputs: Sequence[Output], device: torch.device) -> list[Tensor]:
+    """Memory for what a plan writes."""
     # empty_strided takes two thirds of empty's time.
     made = [torch.empty_strided(o.shape, o.strides, dtype=DTYPES[o.dtype], device=device) for o in outputs]
     for output, tensor in zip(outputs, made):
@@ -118,12 +119,12 @@ def _launch_on(
     prepared = PLANS.get(found)
     if prepared is None:
         described = draft()
-        outputs = _make(described.outputs, device)
+        outputs = make(described.outputs, device)
         addresses += [output.data_ptr() for output in outputs]
-        prepared = described.plan(direction, backend_for(described, _DEVICES[device.type]), threads, addresses)
+        prepared = described.plan(direction, backend_for(described, DEVICES[device.type]), threads, addresses)
         PLANS.put(found, prepared)
     else:
-        outputs = _make(prepared.outputs, device)
+        outputs = make(prepared.outputs, device)
         addresses += [output.data_ptr() for output in outputs]
     size = prepared.plan.workspace_size
     # Kept until the run is over; on a device, its memory goes back in the stream's order.
@@ -408,8 +409,8 @@ def apply(tensors: list[Tensor], positions: Sequence[int], eps: Sequence[float],
 def plan_for(spec: Spec, draft: Draft, tensors: Sequence[Tensor]) -> tuple[int, int, str]:
     """Plans without running: backend, threads, and the way that a call takes."""
     device = _check_devices(spec.names, tensors)
-    outputs = _make(draft.outputs, device)
-    backend, threads = backend_for(draft, _DEVICES[device.type]), torch.get_num_threads()
+    outputs = make(draft.outputs, device)
+    backend, threads = backend_for(draft, DEVICES[device.type]), torch.get_num_threads()
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         draft.plan(native.FORWARD, backend, threads, [t.data_ptr() for t in (*tensors, *outputs)])
     watched = _watched(tensors)

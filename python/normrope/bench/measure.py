@@ -1,5 +1,7 @@
 """How variants are compared: agreement first, then memory in processes of their own, then time, in turns."""
 
+from __future__ import annotations
+
 import gc
 import json
 import os
@@ -11,15 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import memmove
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import probe
-from cases import Case, gradient
-from variants import Torch, Variant
+from normrope.bench import probe
+from normrope.bench.presets import Case
+from normrope.bench.variants import Variant, make
 
 WARM_UP = 2
 SETTLE = 0.005  # seconds before each timed call: threads that still wait for work have gone to sleep
@@ -27,7 +28,7 @@ SETTLE = 0.005  # seconds before each timed call: threads that still wait for wo
 # How far rows may be from what PyTorch computes in float32, in epsilons of their dtype at the largest value of the row:
 # PyTorch rounds to the dtype between its steps. Parameter gradients likewise, at their largest value; sums over rows in
 # float32 differ by more, with the square root of the rows.
-TOLERANCE = {torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
+TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
 
 
 class DisagreementError(Exception):
@@ -37,10 +38,10 @@ class DisagreementError(Exception):
 class Copies:
     """Half the bytes read, half written: by torch's copy_, and by memcpy on as many threads."""
 
-    def __init__(self, size: int, threads: int) -> None:
+    def __init__(self, size: int, threads: int, device: str) -> None:
         half = -(-size // 128) * 64
-        self.source = torch.ones(half, dtype=torch.uint8)
-        self.target = torch.zeros(half, dtype=torch.uint8)
+        self.source = torch.ones(half, dtype=torch.uint8, device=device)
+        self.target = torch.zeros(half, dtype=torch.uint8, device=device)
         edges = [half * i // threads // 64 * 64 for i in range(threads)] + [half]
         source, target = self.source.data_ptr(), self.target.data_ptr()
         self.shares = [(target + first, source + first, end - first) for first, end in pairwise(edges)]
@@ -63,25 +64,33 @@ class Copies:
 
     @property
     def works(self) -> dict[str, Callable[[], Any]]:
-        """Both, by name."""
-        return {"torch_copy": self.torch_copy, "memcpy": self.memcpy}
+        """Both, by name; in a device's memory there is torch's alone."""
+        host = {} if self.source.is_cuda else {"memcpy": self.memcpy}
+        return {"torch_copy": self.torch_copy, **host}
 
 
 def moved_bytes(case: Case, direction: str) -> int:
     """What the operator reads and writes in this direction, each tensor once; as `normrope bench` counts."""
-    backward = direction == "backward"
-    names = {gradient(joined) for joined in case.joined}  # as large as the outputs
-    parameters = {name for s in case.segments for name in (s.weight, s.bias) if name}
-    if any(s.rotates for s in case.segments):
-        names |= {"ropeCos", "ropeSin"}
-    names |= {s.x for s in case.segments if s.norm or not backward}
-    names |= {name for s in case.segments for name in (s.weight, None if backward else s.bias) if name}
-    moved = sum(case.tensors[name].nbytes for name in names)
-    if backward:
-        moved += sum(case.tensors[name].nbytes for name in parameters.union(s.x for s in case.segments))
-    for s in case.segments:
-        if s.norm:
-            moved += (2 if s.has_mean else 1) * 4 * s.batch * s.length * (1 if s.all_heads else s.heads)
+    if direction == "both":
+        return moved_bytes(case, "forward") + moved_bytes(case, "backward")
+    backward, p = direction == "backward", case.preset
+    once = {id(t): (name, t) for name, t in reversed(list(case.tensors.items()))}
+    moved = case.output_bytes
+    for name, tensor in once.values():
+        projection = name.rpartition("_")[2]
+        if name.startswith("norm"):
+            bias = projection == "bias"
+            moved += tensor.nbytes * (
+                (1 if bias else 2) if backward else 1
+            )  # weights are read and their gradients written
+        elif name.startswith("rope"):
+            moved += tensor.nbytes
+        else:
+            norm = "none" if projection == "value" else p.norm_added if name.startswith("encoder") else p.norm
+            moved += tensor.nbytes * ((norm != "none") + 1 if backward else 1)
+            if norm != "none":
+                rows = p.batch * tensor.shape[1] * (1 if p.scope == "all_heads" else p.heads)
+                moved += (2 if norm.startswith("layer") else 1) * 4 * rows
     return moved
 
 
@@ -95,11 +104,10 @@ def _difference(exact: Tensor, found: Tensor, axes: tuple[int, ...], eps: float)
 def differences(case: Case, exact: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, float]:
     """The largest ones of rows and of parameter gradients, in the units of TOLERANCE."""
     eps = torch.finfo(case.dtype).eps
-    across_heads = {gradient(s.x) for s in case.segments if s.all_heads}
     worst = {"rows": 0.0, "parameters": 0.0}
     for name, tensor in exact.items():
         rows = tensor.dim() == 4
-        axes = ((-2, -1) if name in across_heads else (-1,)) if rows else tuple(range(tensor.dim()))
+        axes = ((-2, -1) if case.preset.scope == "all_heads" else (-1,)) if rows else tuple(range(tensor.dim()))
         kind = "rows" if rows else "parameters"
         worst[kind] = max(worst[kind], _difference(tensor, found[name], axes, eps))
     return worst
@@ -113,24 +121,25 @@ def check_agreement(case: Case, direction: str, variants: Sequence[Variant]) -> 
     Raises:
         DisagreementError: a variant is beyond the tolerance.
     """
-    wide = Torch("float32", case.in_float32(), lambda module: module, keep_graph=False)
+    wide = make("eager", case.mapped(lambda t: t.float()), keep_graph=False)
     wide.open(direction)
     exact = wide.results(direction, wide.run(direction))
-    count = max(s.batch * s.length * s.heads for s in case.segments)
+    p = case.preset
     tolerance = TOLERANCE[case.dtype]
+    count = p.batch * max(p.image, p.text) * p.heads
     sums = tolerance + count**0.5 * torch.finfo(torch.float32).eps / torch.finfo(case.dtype).eps
     found = {}
     for variant in variants:
         found[variant.name] = worst = differences(case, exact, variant.results(direction, variant.run(direction)))
-        judged = variant.name == "operator" or case.dtype == torch.float32
+        judged = variant.name in ("operator", "normrope") or case.dtype == torch.float32
         if worst["rows"] > tolerance or (judged and worst["parameters"] > sums):
             raise DisagreementError(f"{direction}: {variant.name} is not what float32 gives, in epsilons: {worst}")
     return found
 
 
-def probe_memory(path: Path, name: str, library: Path, threads: int) -> dict[str, dict[str, Any]]:
-    """By direction: memory, and the kinds of oneDNN primitives that ran; see probe.py."""
-    command = [sys.executable, probe.__file__, path, name, "--library", library, "--threads", str(threads)]
+def probe_memory(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By direction: memory, and the kinds of oneDNN primitives that ran; see probe.py, whose arguments these are."""
+    command = [sys.executable, "-m", probe.__name__, *arguments]
     environment = os.environ | {"ONEDNN_VERBOSE": "1"}
     environment.pop("THP_MEM_ALLOC_ENABLE", None)  # whole huge pages would count as used
     answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -147,10 +156,18 @@ def probe_memory(path: Path, name: str, library: Path, threads: int) -> dict[str
     return {d: memory | {"onednn_primitives": sorted(primitives.get(d, ()))} for d, memory in found.items()}
 
 
+def _finish() -> None:
+    """Waits for what a device still does."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def _seconds(work: Callable[[], Any]) -> float:
     time.sleep(SETTLE)
+    _finish()
     start = time.perf_counter()
     returned = work()
+    _finish()
     seconds = time.perf_counter() - start
     del returned  # which gives memory back, after the time
     return seconds

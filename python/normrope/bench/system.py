@@ -1,5 +1,7 @@
 """The machine: its name, its allocator, a process's memory. It imports no torch, which reads the environment once."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import platform

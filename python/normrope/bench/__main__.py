@@ -1,8 +1,10 @@
-"""Times the operator beside PyTorch eager, torch.compile, oneDNN and a copy of the same bytes, in turns in one process.
+"""Times the step beside PyTorch eager, torch.compile, oneDNN and a copy of the same bytes, in turns in one process.
 
-Nothing is timed before every variant's results were held against the operator's. Options after -- go to
-`normrope make-case` and change every preset.
+Nothing is timed before every variant's results were held against PyTorch's in float32. `normrope` is the package's
+function with autograd, as its users call it; `operator` the kernels alone, on memory that is kept.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -10,18 +12,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import system
+import normrope
+from normrope import _native as native
+from normrope.bench import system
 
-ROOT = Path(__file__).resolve().parent.parent
 DTYPES = ("float32", "float16", "bfloat16")
-DIRECTIONS = ("forward", "backward")
-VARIANTS = ("eager", "compile", "onednn")
+DIRECTIONS = ("forward", "backward", "both")
+VARIANTS = ("operator", "normrope", "eager", "compile", "onednn")
+SIZES = ("batch", "heads", "dim", "image", "text")
 
 
 def _list_of(allowed: Sequence[str] | None) -> Callable[[str], list[str]]:
@@ -47,22 +52,21 @@ def _positive(text: str) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [option ...] [-- make-case option ...]", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m normrope.bench", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--preset", type=_list_of(None), default=["flux-ln"], metavar="LIST", help="presets, or all (default flux-ln)")
     add("--dtype", type=_list_of(DTYPES), default=["float32", "bfloat16"], metavar="LIST", help="(float32,bfloat16)")
-    add("--direction", type=_list_of(DIRECTIONS), default=list(DIRECTIONS), metavar="LIST", help="(both)")
-    add("--variant", type=_list_of(VARIANTS), default=list(VARIANTS), metavar="LIST", help="(eager,compile,onednn)")
+    add("--direction", type=_list_of(DIRECTIONS), default=list(DIRECTIONS), metavar="LIST", help="(all)")
+    add("--variant", type=_list_of(VARIANTS), default=list(VARIANTS), metavar="LIST", help=f"({','.join(VARIANTS)})")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors are (cpu)")
+    for size in SIZES:
+        add(f"--{size}", type=_positive if size != "text" else int, metavar="N", help=f"the preset's {size} changed")
     add("--threads", type=_positive, metavar="N", help="of every variant (as many as the library takes)")
     add("--repeat", type=_positive, default=15, metavar="N", help="rounds that are measured (15)")
     add("--allocator", choices=system.ALLOCATORS, default="system", help="kept: freed memory is kept, in huge pages")
     add("--no-memory", dest="memory", action="store_false", help="leave out memory and oneDNN's part")
     add("--json", type=Path, metavar="FILE", help="write everything there, with each round's seconds")
-    add("--library", type=Path, default=ROOT / "build/lib/libnormrope.so", metavar="FILE", help="libnormrope.so")
-    add("--command", type=Path, default=ROOT / "build/bin/normrope", metavar="FILE", help="the command normrope")
-    add("recipe", nargs="*", help=argparse.SUPPRESS)
+    add("--plot", type=Path, metavar="FILE", help="draw it there, by its name .svg or .png")
     return parser.parse_args(argv)
 
 
@@ -72,63 +76,66 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace, step: Callable[[str], None]) -> None:
         import torch
 
-        import cases
-        import measure
-        import native
-        import variants
+        from normrope.bench import measure, presets, variants
 
         self.arguments, self.step = arguments, step
-        self.cases, self.measure, self.variants, self.torch = cases, measure, variants, torch
-        self.library = native.Library(arguments.library)
-        self.threads = arguments.threads or self.library.threads
+        self.measure, self.variants, self.torch, self.make_case = measure, variants, torch, presets.make
+        self.threads = arguments.threads or native.default_threads()
         torch.set_num_threads(self.threads)
-        known = cases.presets(arguments.command)
-        self.presets = known if arguments.preset == ["all"] else arguments.preset
-        for name in self.presets:
+        known = presets.PRESETS
+        wanted = list(known) if arguments.preset == ["all"] else arguments.preset
+        for name in wanted:
             if name not in known:
                 raise ValueError(f"--preset {name}: no such preset; there are {', '.join(known)}")
+        self.changes = {size: getattr(arguments, size) for size in SIZES if getattr(arguments, size) is not None}
+        self.presets = [replace(known[name], **self.changes) for name in wanted]
 
     def heading(self) -> dict[str, Any]:
         """What all results have in common."""
+        cuda = self.arguments.device == "cuda"
         return {
-            "version": self.library.version,
-            "isa": self.library.isa,
+            "version": normrope.__version__,
+            "isa": native.isa(),
             "torch": self.torch.__version__,
-            "machine": {"cpu": system.processor(), "processors": os.cpu_count()},
+            "machine": {
+                "cpu": self.torch.cuda.get_device_name() if cuda else system.processor(),
+                "processors": os.cpu_count(),
+            },
+            "device": self.arguments.device,
             "threads": self.threads,
             "allocator": self.arguments.allocator,
             "repeat": self.arguments.repeat,
             "warm_up": self.measure.WARM_UP,
-            "recipe": self.arguments.recipe,
+            "changes": self.changes,
         }
 
     @property
     def steps(self) -> int:
         """How often it reports a step."""
         rounds = len(self.arguments.direction) * (1 + self.measure.WARM_UP + self.arguments.repeat)
-        probes = (1 + len(self.arguments.variant)) * self.arguments.memory
+        probes = len(self.arguments.variant) * self.arguments.memory
         return len(self.presets) * len(self.arguments.dtype) * (1 + rounds + probes)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """One for each preset, dtype and direction, like an entry of `normrope bench --json`, with more in it."""
         for preset in self.presets:
             for dtype in self.arguments.dtype:
-                with self.cases.folder() as folder:
-                    path = Path(folder) / "case.safetensors"
-                    self.step(f"{preset} {dtype}: the case")
-                    self.cases.make(self.arguments.command, preset, dtype, self.arguments.recipe, path)
-                    yield from self._results_of(self.cases.load(path), path, f"{preset} {dtype}")
+                self.step(f"{preset.name} {dtype}: the case")
+                case = self.make_case(replace(preset, dtype=dtype), self.arguments.device)
+                yield from self._results_of(case, f"{preset.name} {dtype}")
 
-    def _results_of(self, case: Any, path: Path, label: str) -> Iterator[dict[str, Any]]:
+    def _results_of(self, case: Any, label: str) -> Iterator[dict[str, Any]]:
         self.torch._dynamo.reset()
-        names = ["operator", *self.arguments.variant]
-        made = [self.variants.make(name, case, self.library, self.threads, keep_graph=True) for name in names]
+        made = [self.variants.make(name, case, keep_graph=True) for name in self.arguments.variant]
         probes = {}
         for variant in made if self.arguments.memory else ():
             self.step(f"{label}: memory of {variant.name}")
             if variant.directions:
                 probes[variant.name] = found = self.measure.probe_memory(
-                    path, variant.name, self.arguments.library, self.threads
+                    [
+                        *(case.preset.name, json.dumps({**self.changes, "dtype": case.preset.dtype}), variant.name),
+                        *("--device", self.arguments.device, "--threads", str(self.threads)),
+                    ]
                 )
                 if variant.name == "onednn" and not found["forward"]["onednn_primitives"]:
                     variant.directions, variant.missing = (), "oneDNN took no operation"
@@ -144,7 +151,7 @@ class Comparison:
         for variant in ready:
             variant.open(direction)
         differences = measure.check_agreement(case, direction, ready)
-        copies = measure.Copies(measure.moved_bytes(case, direction), self.threads)
+        copies = measure.Copies(measure.moved_bytes(case, direction), self.threads, self.arguments.device)
         works = copies.works | {v.name: lambda v=v: v.run(direction) for v in ready}
         samples = measure.time_in_turns(works, self.arguments.repeat, lambda: self.step(label))
         seconds = {name: measure.summary(times) for name, times in samples.items()}
@@ -153,20 +160,22 @@ class Comparison:
             variant.close()
         copy = min(copies.works, key=lambda name: seconds[name]["median"])
         names = [variant.name for variant in ready]
+        base = "normrope" if "normrope" in names else names[0]
         to_copy = measure.ratios(seconds, copy, names)
         return {
-            "preset": case.preset,
-            "dtype": str(case.dtype).removeprefix("torch."),
+            "preset": case.preset.name,
+            "dtype": case.preset.dtype,
             "direction": direction,
-            "isa": self.library.isa,
+            "isa": native.isa(),
             "threads": self.threads,
             "bytes": measure.moved_bytes(case, direction),
             "shape": case.shape,
             "seconds": seconds,
             "copy": copy,
-            "ratio_to_copy": to_copy["operator"],
             "ratios_to_copy": to_copy,
-            "ratios_to_operator": measure.ratios(seconds, "operator", names),
+            "base": base,
+            "ratios_to_base": measure.ratios(seconds, base, names),
+            "output_bytes": case.output_bytes * (2 if direction == "both" else 1),
             "memory": {name: probes[name][direction] for name in names if name in probes},
             "differences": differences,
             "epsilon": self.torch.finfo(case.dtype).eps,
@@ -178,9 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs it; the exit code: 1 where the variants disagree or cannot be compared, 2 for wrong usage."""
     arguments = parse(argv)
     system.set_allocator(arguments.allocator)
-    import cases
-    import measure
-    import report
+    from normrope.bench import measure, plot, report
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     stderr = Console(stderr=True)
@@ -214,15 +221,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 1  # it has said why
     except (ValueError, OSError) as error:
-        print(f"compare_torch: {error}", file=sys.stderr)
+        print(f"normrope.bench: {error}", file=sys.stderr)
         return 2
-    except (cases.NotComparedError, measure.DisagreementError) as error:
-        print(f"compare_torch: {error}", file=sys.stderr)
+    except measure.DisagreementError as error:
+        print(f"normrope.bench: {error}", file=sys.stderr)
         return 1
     finally:
         progress.stop()
     if arguments.json:
         arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
+    if arguments.plot:
+        plot.save(plot.read([everything]), plot.describe(everything), arguments.plot)
     return 0
 
 

@@ -1,9 +1,11 @@
 """Draws how far the operator is from a copy of the same bytes, and PyTorch where it was timed: time over the copy's.
 
-Reads what `normrope bench --json` and `compare_torch.py --json` write; where two files have the same measurement, the
-first one holds. Their copies may differ (torch's stores through the caches): what a later file adds is drawn by its
+Reads what `normrope bench --json` and `python -m normrope.bench --json` write; where two files have the same
+measurement, the first one holds. Their copies may differ (torch's stores through the caches): what a later file adds is drawn by its
 distance to the operator, which both have timed.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -35,6 +37,7 @@ class Series:
 
 SERIES = {
     "operator": Series("normrope", "#0072B2", "o"),
+    "normrope": Series("normrope in PyTorch", "#56B4E9", "P"),
     "compile": Series("torch.compile", "#009E73", "s"),
     "eager": Series("PyTorch eager", "#D55E00", "D"),
     "onednn": Series("oneDNN, inference", "#CC79A7", "^"),
@@ -55,13 +58,15 @@ class Point:
 Key = tuple[str, str, str]  # preset, direction, dtype
 
 
-def read(paths: Iterable[Path]) -> dict[Key, list[Point]]:
-    """All points of the files, in their order."""
+def read(files: Iterable[dict[str, Any]]) -> dict[Key, list[Point]]:
+    """All points of what the files say, in their order."""
     found: dict[Key, dict[str, Point]] = {}
-    for path in paths:
+    for everything in files:
         fastest: dict[tuple[Key, str], tuple[float, dict[str, Any]]] = {}
-        for result in json.loads(path.read_text())["results"]:
+        for result in everything["results"]:
             key = (result["preset"], result["direction"], result["dtype"])
+            if result["direction"] not in DIRECTIONS:
+                continue
             for variant in (name for name in SERIES if name in result["seconds"]):
                 # Of one file's instruction sets and numbers of threads, the fastest.
                 median = result["seconds"][variant]["median"]
@@ -174,9 +179,8 @@ def draw(points: dict[Key, list[Point]], title: str) -> Figure:
     return figure
 
 
-def describe(paths: Sequence[Path]) -> str:
+def describe(everything: dict[str, Any]) -> str:
     """The title: what is drawn, and on which machine."""
-    everything: dict[str, Any] = json.loads(paths[-1].read_text())
     threads = sorted({result["threads"] for result in everything["results"]})
     machine = f"{everything['machine'].get('cpu') or 'this machine'}, {', '.join(map(str, threads))} threads"
     return f"Time over that of a copy of the same bytes; left is faster ({machine})"
@@ -186,15 +190,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="JSON of normrope bench or compare_torch.py"
+        "files", nargs="+", type=Path, metavar="FILE", help="JSON of normrope bench or python -m normrope.bench"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="by its name .svg or .png")
     parser.add_argument("--preset", metavar="LIST", help="only these, in this order, with commas")
     parser.add_argument("--title", help="instead of one that names the machine")
     arguments = parser.parse_args(argv)
     try:
-        points = read(arguments.files)
-        title = arguments.title or describe(arguments.files)
+        files = [json.loads(path.read_text()) for path in arguments.files]
+        points = read(files)
+        title = arguments.title or describe(files[-1])
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"plot: not the JSON of a benchmark: {error!r}", file=sys.stderr)
         return 2
@@ -204,11 +209,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not points:
         print("plot: there is nothing to draw", file=sys.stderr)
         return 2
+    save(points, title, arguments.output)
+    return 0
+
+
+def save(points: dict[Key, list[Point]], title: str, path: Path) -> None:
+    """Draws into a file, by its name .svg or .png."""
     # The same numbers give the same bytes, and letters are paths: the picture looks alike everywhere.
     mpl.rcParams.update({"svg.hashsalt": "normrope", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    metadata = {"Date": None} if arguments.output.suffix == ".svg" else {}
-    draw(points, title).savefig(arguments.output, dpi=150, metadata=metadata)
-    return 0
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    draw(points, title).savefig(path, dpi=150, metadata=metadata)
 
 
 if __name__ == "__main__":
