@@ -3,9 +3,9 @@
     pipeline = diffusers.FluxPipeline.from_pretrained(...)
     print(normrope.diffusers.patch(pipeline.transformer))
 
-`patch` gives every attention module whose processor is in `FAMILIES` a processor that does the same, but for the norms of
-queries and keys, the rope and the joining of text and image, which become one call of `normrope.norm_rope`, forward and
-backward. Parameters, configuration, state dict and attention backend stay the model's own. `unpatch` puts the
+`patch` gives every attention module whose processor is in `FAMILIES` a processor that does the same, but for the norms
+of queries and keys, the rope and the joining of text and image, which become one call of `normrope.norm_rope`, forward
+and backward. Parameters, configuration, state dict and attention backend stay the model's own. `unpatch` puts the
 processors back that were there.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ __all__ = ["FAMILIES", "Family", "Report", "patch", "report", "unpatch"]
 IMAGE_FIRST, TEXT_FIRST = 0, 1  # the order of the joined sequence, as the operator numbers it
 
 Rows = tuple[Tensor, tuple[int, int] | None]  # x and heads of a normrope.Segment
-Stream = tuple[Rows, Rows, Rows]  # query, key, value
+Stream = tuple[Rows, ...]  # query, key, value
 Tables = tuple[Tensor, Tensor]  # cos and sin: [R, D]
 
 
@@ -53,7 +53,7 @@ class Family:
     mask: str = "declined"  # an attention mask: obeyed, ignored, or of the text and meant for pairs of tokens
 
 
-def _objection_to(module: nn.Module | None) -> str | None:
+def _objection_to_norm(module: nn.Module | None) -> str | None:
     """Why the fused step cannot stand in for this norm; None where it can."""
     if module is None:
         return None
@@ -64,20 +64,22 @@ def _objection_to(module: nn.Module | None) -> str | None:
         return "has hooks (as offloading sets them), which the fused step would not run"
     if module.eps is None:
         return "has eps None, expected a number"
-    if (getattr(module, "bias", None) is not None) != (isinstance(module, nn.LayerNorm) and module.weight is not None):
-        return f"is {type(module).__name__} with a bias or without, expected one beside a LayerNorm's weight, and only there"
+    has_bias = getattr(module, "bias", None) is not None
+    if has_bias != (isinstance(module, nn.LayerNorm) and module.weight is not None):
+        found, expected = ("with", "without") if has_bias else ("without", "with")
+        return f"is {type(module).__name__} {found} a bias, expected it {expected}"
     return None
 
 
-def _objection_to_norms(attn: nn.Module) -> str | None:
+def _objection_to_norms(attn: Any) -> str | None:
     """Why the step cannot be done for an attention module; None where it can."""
     for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-        if objection := _objection_to(getattr(attn, name, None)):
+        if objection := _objection_to_norm(getattr(attn, name, None)):
             return f"{name} {objection}"
     return None
 
 
-def _norm(module: nn.Module | None, dim: int) -> dict[str, Any]:
+def _norm(module: Any, dim: int) -> dict[str, Any]:
     """What a normrope.Segment says of the norm that a module computes to which there is no objection."""
     if module is None:
         return {}
@@ -91,6 +93,7 @@ def _norm(module: nn.Module | None, dim: int) -> dict[str, Any]:
         "weight": module.weight,
         "bias": getattr(module, "bias", None),
     }
+
 
 class _Last:
     """The last result of a function of tensors, kept while those very tensors live and are not written to.
@@ -106,10 +109,15 @@ class _Last:
             return function(*tensors)
         references, versions, result = self.entry
         now = [None if tensor.is_inference() else tensor._version for tensor in tensors]
-        if versions != now or any(r() is not tensor for r, tensor in zip(references, tensors, strict=True)):
+        if versions != now or any(r() is not tensor for r, tensor in zip(references, tensors)):
             result = function(*tensors)
             self.entry = ([weakref.ref(tensor) for tensor in tensors], now, result)
         return result
+
+
+def _of_original(name: str) -> property:
+    """An attribute that is the original processor's."""
+    return property(lambda self: getattr(self.original, name), lambda self, value: setattr(self.original, name, value))
 
 
 class Processor:
@@ -131,14 +139,11 @@ class Processor:
         # A process group is no part of the model, and cannot be copied.
         return type(self)(copy.deepcopy(self.original, memo), self.family, self.group, _Last())
 
-    def _of_original(name: str) -> property:  # noqa: N805
-        return property(lambda self: getattr(self.original, name), lambda self, value: setattr(self.original, name, value))
-
     # model.set_attention_backend() and model.enable_parallelism() set these, of processors that have them.
     _attention_backend = _of_original("_attention_backend")
     _parallel_config = _of_original("_parallel_config")
 
-    def serves(self, attn: nn.Module, objection: str | None = None) -> bool:
+    def serves(self, attn: Any, objection: str | None = None) -> bool:
         """Whether to serve this call. If not, `declined` says why, and so does a warning, once."""
         objection = objection or _objection_to_norms(attn)
         if objection is None:
@@ -148,19 +153,20 @@ class Processor:
             warnings.warn(f"normrope leaves attention to diffusers: {objection}", stacklevel=3)
         return False
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Attention, computed as `original` has it computed: [B, S, N * D]."""
+    def attend(self, rows: tuple[Tensor, ...], mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Attention of query, key and value [B, S, N, D], computed as `original` has it computed: [B, S, N * D]."""
+        query, key, value = rows
         if hasattr(self.original, "_attention_backend"):
             options = {"backend": self._attention_backend, "parallel_config": self._parallel_config} | options
             result = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
         else:
-            rows = (x.transpose(1, 2) for x in (query, key, value))
-            result = F.scaled_dot_product_attention(*rows, attn_mask=mask).transpose(1, 2)
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
         return result.flatten(2, 3).to(query.dtype)
 
     def step(
-        self, attn: nn.Module, image: Stream, text: Stream | None, tables: Tables | None, position: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, attn: Any, image: Stream, text: Stream | None, tables: Tables | None, position: int | None = None
+    ) -> tuple[Tensor, ...]:
         """Norms, rope and joining: query, key and value [B, S, N, D].
 
         Args:
@@ -168,8 +174,8 @@ class Processor:
             image: as projected; text is in it where text has no projections of its own.
             text: as projected, with norms of its own.
             tables: None for no rope.
-            position: the tables' row for the image's first row, and text has no rope. None: the tables are for the joined
-                sequence.
+            position: the tables' row for the image's first row, and text has no rope. None: the tables are for the
+                joined sequence.
         """
         rope = {} if tables is None else {"rope": "interleaved", "cos": tables[0], "sin": tables[1]}
         streams = [
@@ -186,32 +192,71 @@ class Processor:
         return norm_rope(segments, layout="BSND", group=self.group)
 
 
-def _heads(attn: nn.Module, *projected: Tensor) -> Stream:
+def _heads(attn: Any, *projected: Tensor) -> Stream:
     """Each [B, S, N * D] as [B, S, N, D], with as many heads as this rank holds under tensor parallelism."""
     dim = getattr(attn, "head_dim", None) or attn.inner_dim // attn.heads
     return tuple((x.unflatten(-1, (-1, dim)), None) for x in projected)
 
 
-def _parts(attn: nn.Module, projected: Tensor, count: int) -> Stream:
+def _parts(attn: Any, projected: Tensor, count: int) -> Stream:
     """The same of one projection that is `count` in a row, which is read, and its gradient written, where it is."""
     ((x, _),) = _heads(attn, projected)
     heads = x.shape[2] // count
     return tuple((x, (i * heads, heads)) for i in range(count))
 
 
-def _out(attn: nn.Module, hidden_states: Tensor) -> Tensor:
+def _out(attn: Any, hidden_states: Tensor) -> Tensor:
     """Through the output projection and its dropout, where there are such."""
     for module in getattr(attn, "to_out", None) or ():
         hidden_states = module(hidden_states)
     return hidden_states
 
 
-class JointProcessor(Processor):
+class TwoStreams(Processor):
     """Text and image attend to each other, as streams with projections of their own or as one."""
+
+    def joint(
+        self, attn: Any, image: Tensor, text: Tensor, mask: Tensor | None, rotary: Tables | None
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text after attention to each other."""
+        turn = 1 if self.family.order == IMAGE_FIRST else -1
+        lengths = [image.shape[1], text.shape[1]][::turn]
+        tables = self.tables(rotary)
+        position = 0 if self.family.rope == "image" else None
+        if getattr(attn, "add_q_proj", None) is None:
+            stream = self.image(attn, torch.cat([image, text][::turn], dim=1))
+            if position is not None and self.family.order == TEXT_FIRST:
+                position = -text.shape[1]
+            output = _out(attn, self.attend(self.step(attn, stream, None, tables, position), mask))
+            return tuple(output.split(lengths, dim=1)[::turn])
+        streams = self.image(attn, image), self.text(attn, text)
+        image, text = self.attend(self.step(attn, *streams, tables, position), mask).split(lengths, dim=1)[::turn]
+        return _out(attn, image), text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
+
+    def image(self, attn: Any, hidden_states: Tensor) -> Stream:
+        """The image's projections, or the joined stream's."""
+        if getattr(attn, "fused_projections", False):
+            return _parts(attn, attn.to_qkv(hidden_states), 3)
+        return _heads(attn, attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+
+    def text(self, attn: Any, hidden_states: Tensor) -> Stream:
+        """The text's."""
+        if getattr(attn, "fused_projections", False):
+            return _parts(attn, attn.to_added_qkv(hidden_states), 3)
+        projected = (attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states))
+        return _heads(attn, *projected)
+
+    def tables(self, rotary: Any) -> Tables | None:
+        """Cos and sin of what the model hands over for them."""
+        return None if self.family.rope == "none" else rotary
+
+
+class JointProcessor(TwoStreams):
+    """Two streams, or one alone, with real tables."""
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -236,44 +281,10 @@ class JointProcessor(Processor):
         if mask is not None and self.family.mask != "obeyed":
             mask = _pairs(mask, hidden_states.shape[1]) if self.family.mask == "pairs" else None
         if text is None:
-            output = self.attend(*self.step(attn, self.image(attn, hidden_states), None, self.tables(image_rotary_emb)), mask)
+            rows = self.step(attn, self.image(attn, hidden_states), None, self.tables(image_rotary_emb))
+            output = self.attend(rows, mask)
             return _out(attn, output) if self.family.alone == "projected" else output
         return self.joint(attn, hidden_states, text, mask, image_rotary_emb)
-
-    def joint(
-        self, attn: nn.Module, image: Tensor, text: Tensor, mask: Tensor | None, rotary: Tables | None
-    ) -> tuple[Tensor, Tensor]:
-        """Image and text after attention to each other."""
-        turn = 1 if self.family.order == IMAGE_FIRST else -1
-        lengths = [image.shape[1], text.shape[1]][::turn]
-        tables = self.tables(rotary)
-        position = 0 if self.family.rope == "image" else None
-        if getattr(attn, "add_q_proj", None) is None:
-            stream = self.image(attn, torch.cat([image, text][::turn], dim=1))
-            if position is not None and self.family.order == TEXT_FIRST:
-                position = -text.shape[1]
-            output = _out(attn, self.attend(*self.step(attn, stream, None, tables, position), mask))
-            return tuple(output.split(lengths, dim=1)[::turn])
-        streams = self.image(attn, image), self.text(attn, text)
-        image, text = self.attend(*self.step(attn, *streams, tables, position), mask).split(lengths, dim=1)[::turn]
-        return _out(attn, image), text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
-
-    def image(self, attn: nn.Module, hidden_states: Tensor) -> Stream:
-        """The image's projections, or the joined stream's."""
-        if getattr(attn, "fused_projections", False):
-            return _parts(attn, attn.to_qkv(hidden_states), 3)
-        return _heads(attn, attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
-
-    def text(self, attn: nn.Module, hidden_states: Tensor) -> Stream:
-        """The text's."""
-        if getattr(attn, "fused_projections", False):
-            return _parts(attn, attn.to_added_qkv(hidden_states), 3)
-        projected = (attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states))
-        return _heads(attn, *projected)
-
-    def tables(self, rotary: Any) -> Tables | None:
-        """cos and sin of what the model hands over for them."""
-        return None if self.family.rope == "none" else rotary
 
 
 def _pairs(mask: Tensor, image_length: int) -> Tensor:
@@ -282,12 +293,12 @@ def _pairs(mask: Tensor, image_length: int) -> Tensor:
     return real[:, None, :, None] & real[:, None, None, :]
 
 
-class QwenProcessor(JointProcessor):
+class QwenProcessor(TwoStreams):
     """Two streams with complex tables of their own, and a mask of the text."""
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         encoder_hidden_states_mask: Tensor | None = None,
@@ -310,12 +321,12 @@ class QwenProcessor(JointProcessor):
         return self.joint(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
     def tables(self, rotary: tuple[Tensor, Tensor] | None) -> Tables | None:
-        """cos and sin of the complex tables of image and text."""
+        """Cos and sin of the complex tables of image and text."""
         return None if rotary is None else self.last(_joined_tables, *rotary)
 
 
 def _joined_tables(image: Tensor, text: Tensor) -> Tables:
-    """cos and sin [S_text + S_image, D], of complex tables [S, D/2]."""
+    """Cos and sin [S_text + S_image, D], of complex tables [S, D/2]."""
     return from_complex(torch.cat([text, image]))
 
 
@@ -324,7 +335,7 @@ class ParallelProcessor(Processor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tables | None = None,
@@ -337,7 +348,7 @@ class ParallelProcessor(Processor):
         qkv, mlp = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
         length = projected.shape[-1] * qkv // (qkv + mlp)
         qkv, mlp = projected.split([length, projected.shape[-1] - length], dim=-1)
-        output = self.attend(*self.step(attn, _parts(attn, qkv, 3), None, image_rotary_emb), attention_mask)
+        output = self.attend(self.step(attn, _parts(attn, qkv, 3), None, image_rotary_emb), attention_mask)
         return attn.to_out(torch.cat([output, attn.mlp_act_fn(mlp)], dim=-1))
 
 
@@ -353,7 +364,7 @@ class WanProcessor(Processor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -363,28 +374,29 @@ class WanProcessor(Processor):
         if not self.serves(attn):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         text, image = encoder_hidden_states, None
-        if attn.add_k_proj is not None:
+        if text is not None and attn.add_k_proj is not None:
             image_length = text.shape[1] - self.TEXT_LENGTH
             image, text = text[:, :image_length], text[:, image_length:]
         tables = None if rotary_emb is None else self.last(_paired_tables, *rotary_emb)
-        query, key, value = self.step(attn, self.project(attn, hidden_states, text), None, tables)
+        rows = self.step(attn, self.project(attn, hidden_states, text), None, tables)
         options = {} if text is None else {"parallel_config": None}  # keys and values of the text are not split
-        output = self.attend(query, key, value, attention_mask, **options)
+        output = self.attend(rows, attention_mask, **options)
         if image is not None:
-            key, value = self.keys_of_image(attn, image)
-            output = output + self.attend(query, key, value, **options)
+            output = output + self.attend((rows[0], *self.keys_of_image(attn, image)), **options)
         return _out(attn, output)
 
-    def project(self, attn: nn.Module, hidden_states: Tensor, text: Tensor | None) -> Stream:
+    def project(self, attn: Any, hidden_states: Tensor, text: Tensor | None) -> Stream:
         """Queries, and keys and values of the text or, in self-attention, of the same."""
         fused, source = attn.fused_projections, hidden_states if text is None else text
         if fused and not attn.is_cross_attention:
             return _parts(attn, attn.to_qkv(hidden_states), 3)
         (query,) = _heads(attn, attn.to_q(hidden_states))
-        return query, *(_parts(attn, attn.to_kv(source), 2) if fused else _heads(attn, attn.to_k(source), attn.to_v(source)))
+        return query, *(
+            _parts(attn, attn.to_kv(source), 2) if fused else _heads(attn, attn.to_k(source), attn.to_v(source))
+        )
 
-    def keys_of_image(self, attn: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, S, N, D] of the image: a few hundred rows that nothing joins, which stay with their norm."""
+    def keys_of_image(self, attn: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, N, D] of the image, by their own norm: a few hundred rows, which nothing joins."""
         if attn.fused_projections:
             key, value = attn.to_added_kv(image).chunk(2, dim=-1)
         else:
@@ -460,19 +472,18 @@ def patch(model: nn.Module, *, group: dist.ProcessGroup | None = None) -> Report
         ValueError: nothing in it could be patched; the message says why.
     """
     last = _Last()
-    skipped = {}
-    for name, attn in _attention_modules(model):
+    for _, attn in _attention_modules(model):
         if isinstance(attn.processor, Processor):
             attn.processor.group = group
-        elif (objection := _objection_to_attention(attn)) is None:
+        elif _objection_to_attention(attn) is None:
             family = FAMILIES[type(attn.processor).__name__]
             attn.set_processor(family.pattern(attn.processor, family, group, last))
-        else:
-            skipped[name] = objection
     result = report(model)
     if not result.patched:
         known = ", ".join(FAMILIES)
-        found = "\n".join(f"  {line}" for line in _lines(result.skipped)) or "  it has no attention modules with processors"
+        found = (
+            "\n".join(f"  {line}" for line in _lines(result.skipped)) or "  it has no attention modules with processors"
+        )
         raise ValueError(f"patch: nothing to patch in {type(model).__name__}:\n{found}\nExpected one of {known}")
     return result
 
@@ -499,7 +510,7 @@ def report(model: nn.Module) -> Report:
     return Report(patched, skipped, declined)
 
 
-def _attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     if not isinstance(model, nn.Module):
         hint = ", such as its transformer" if hasattr(model, "transformer") else ""
         raise TypeError(f"model: found {type(model).__name__}, expected a torch.nn.Module{hint}")
@@ -508,7 +519,7 @@ def _attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _objection_to_attention(attn: nn.Module) -> str | None:
+def _objection_to_attention(attn: Any) -> str | None:
     """Why a module cannot be patched; None where it can."""
     kind = type(attn.processor)
     family = FAMILIES.get(kind.__name__)

@@ -1,7 +1,7 @@
 """`normrope.diffusers` in real diffusers models, small and random, patched against unpatched.
 
-Truth is the unpatched model in float64 throughout. A patched model must come as near to it as the unpatched model of the
-same dtype does.
+Truth is the unpatched model in float64 throughout. A patched model must come as near to it as the unpatched model of
+the same dtype does.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import diffusers
+import peft
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers")
+import normrope.diffusers
+import zoo
 
-import normrope.diffusers  # noqa: E402
-import zoo  # noqa: E402
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of its own use of what it renamed
 
 FAMILIES = [name for name, row in zoo.ZOO.items() if row.patched]
 PATTERNS = ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v"]
@@ -84,7 +87,9 @@ def test_float64_gives_the_truth(name: str, truth: dict) -> None:
     for key, expected in truth[name].items():
         assert (found[key] is None) == (expected is None), key
         if expected is not None:
-            torch.testing.assert_close(found[key], expected, rtol=1e-9, atol=1e-11 * scale, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                found[key], expected, rtol=1e-9, atol=1e-11 * scale, msg=lambda m, k=key: f"{k}: {m}"
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -198,7 +203,10 @@ def assert_close(found: dict, expected: dict) -> None:
 
 def fresh(inputs: dict) -> dict:
     """The same inputs without gradients yet."""
-    return {k: v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    return {
+        k: v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v
+        for k, v in inputs.items()
+    }
 
 
 def test_unpatch_puts_everything_back(flux: tuple) -> None:
@@ -232,11 +240,19 @@ def test_patching_twice_is_patching_once(flux: tuple) -> None:
 def test_what_is_not_known_is_named() -> None:
     """Models without anything to patch, things that are no models."""
     model = diffusers.PixArtTransformer2DModel(
-        num_layers=1, num_attention_heads=2, attention_head_dim=8, in_channels=4, cross_attention_dim=16, norm_num_groups=2,
-        sample_size=8, caption_channels=8,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        cross_attention_dim=16,
+        norm_num_groups=2,
+        sample_size=8,
+        caption_channels=8,
     )
     processors = model.attn_processors
-    with pytest.raises(ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn\*") as e:
+    with pytest.raises(
+        ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn\*"
+    ) as e:
         normrope.diffusers.patch(model)
     assert "the processor AttnProcessor2_0 is not known" in str(e.value)
     assert "FluxAttnProcessor" in str(e.value)
@@ -245,6 +261,8 @@ def test_what_is_not_known_is_named() -> None:
         normrope.diffusers.patch(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"model: found str, expected a torch\.nn\.Module"):
         normrope.diffusers.patch("flux")
+    with pytest.raises(TypeError, match=r"found SimpleNamespace, expected a .*, such as its transformer"):
+        normrope.diffusers.patch(SimpleNamespace(transformer=model))
 
 
 def test_processors_of_others_are_left_alone(flux: tuple) -> None:
@@ -266,7 +284,9 @@ def test_a_norm_with_hooks_is_left_to_diffusers(flux: tuple) -> None:
     expected = run(copy.deepcopy(model), fresh(inputs))
     normrope.diffusers.patch(model)
     called = []
-    handles = [m.register_forward_hook(lambda *_: called.append(1)) for m in model.modules() if isinstance(m, torch.nn.RMSNorm)]
+    handles = [
+        m.register_forward_hook(lambda *_: called.append(1)) for m in model.modules() if isinstance(m, torch.nn.RMSNorm)
+    ]
     with pytest.warns(UserWarning, match="normrope leaves attention to diffusers: norm_q has hooks"):
         found = run(model, fresh(inputs))
     assert len(called) == len(handles) == 6
@@ -307,7 +327,6 @@ def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("first", ["patch", "adapter"])
 def test_lora(name: str, first: str) -> None:
     """An adapter on the projections, added before patching or after: frozen norms, gradients of the adapter alone."""
-    peft = pytest.importorskip("peft")
     model, inputs = zoo.make(name)
     model.float().requires_grad_(False)
     if first == "patch":
@@ -329,7 +348,6 @@ def test_lora(name: str, first: str) -> None:
 
 def test_models_inside_others_are_found(flux: tuple) -> None:
     """As peft wraps them."""
-    peft = pytest.importorskip("peft")
     model, inputs = flux
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["to_q"]))
     assert list(normrope.diffusers.patch(wrapped).patched) == [

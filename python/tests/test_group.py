@@ -1,11 +1,12 @@
 """`group=`: weight gradients as sums over the ranks of a process group, with gloo.
 
-Each number of ranks runs once, in processes of its own; every rank computes its part of one problem, split by heads or by
-sequence, and hands back what it got. The tests compare that with the problem computed whole.
+Each number of ranks runs once, in processes of its own; every rank computes its part of one problem, split by heads or
+by sequence, and hands back what it got. The tests compare that with the problem computed whole.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,16 +73,19 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     """What each process does: every case, and the errors that take more than one process."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    found = {name: compute(part(problem(dtype), split, rank, ranks), dist.group.WORLD) for name, (split, dtype) in CASES.items()}
+    found = {
+        name: compute(part(problem(dtype), split, rank, ranks), dist.group.WORLD)
+        for name, (split, dtype) in CASES.items()
+    }
     turned = ranks - 1 - rank
     found["turned"] = compute(part(problem(torch.float32), "heads", turned, ranks), dist.group.WORLD)
     half = dist.new_group(list(range(ranks // 2)))
     if rank < ranks // 2:
         found["half"] = compute(part(problem(torch.float32), "heads", rank, ranks // 2), half)
     else:
-        with pytest.raises(TypeError, match="group: .* expected a group that this process is a member of"):
+        with pytest.raises(TypeError, match=r"group: .* expected a group that this process is a member of"):
             compute(part(problem(torch.float32), "heads", 0, ranks), half)
-    wrap = lambda step: torch.compile(step, fullgraph=True, backend="aot_eager")  # noqa: E731
+    wrap = partial(torch.compile, fullgraph=True, backend="aot_eager")
     found["compiled"] = compute(part(problem(torch.bfloat16), "sequence", rank, ranks), dist.group.WORLD, wrap)
     found["module"] = module(part(problem(torch.float32), "sequence", rank, ranks), dist.group.WORLD)
     torch.save(found, f"{folder}/{rank}.pt")

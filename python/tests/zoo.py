@@ -324,12 +324,14 @@ def to(value: object, dtype: torch.dtype) -> object:
 
 
 class Float32IsFloat64(TorchFunctionMode):
-    """Within it code that asks for float32 gets float64, so that models which compute in float32 inside compute truth."""
+    """Within it code that asks for float32 gets float64: models that have float32 inside compute the truth, too."""
 
-    DTYPES = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         if func is torch.Tensor.float:
             return args[0].double()
-        swap = lambda x: self.DTYPES.get(x, x) if isinstance(x, torch.dtype) else x  # noqa: E731
+
+        def swap(x: object) -> object:
+            wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+            return wide.get(x, x) if isinstance(x, torch.dtype) else x
+
         return func(*map(swap, args), **{name: swap(item) for name, item in (kwargs or {}).items()})
