@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--variant", type=_list_of(VARIANTS), default=list(VARIANTS), metavar="LIST", help=f"({','.join(VARIANTS)})")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors are (cpu)")
     for size in SIZES:
-        add(f"--{size}", type=_positive if size != "text" else int, metavar="N", help=f"the preset's {size} changed")
+        add(f"--{size}", type=int if size == "text" else _positive, metavar="N", help=f"the preset's {size} changed")
     add("--threads", type=_positive, metavar="N", help="of every variant (as many as the library takes)")
     add("--repeat", type=_positive, default=15, metavar="N", help="rounds that are measured (15)")
     add("--allocator", choices=system.ALLOCATORS, default="system", help="kept: freed memory is kept, in huge pages")
@@ -89,6 +89,8 @@ class Comparison:
                 raise ValueError(f"--preset {name}: no such preset; there are {', '.join(known)}")
         self.changes = {size: getattr(arguments, size) for size in SIZES if getattr(arguments, size) is not None}
         self.presets = [replace(known[name], **self.changes) for name in wanted]
+        if (arguments.dim or 2) % 2:
+            raise ValueError(f"--dim {arguments.dim}, expected an even number")
 
     def heading(self) -> dict[str, Any]:
         """What all results have in common."""

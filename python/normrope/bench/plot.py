@@ -1,8 +1,8 @@
 """Draws how far the operator is from a copy of the same bytes, and PyTorch where it was timed: time over the copy's.
 
 Reads what `normrope bench --json` and `python -m normrope.bench --json` write; where two files have the same
-measurement, the first one holds. Their copies may differ (torch's stores through the caches): what a later file adds is drawn by its
-distance to the operator, which both have timed.
+measurement, the first one holds. Their copies may differ (torch's stores through the caches): what a later file adds is
+drawn by its distance to the operator, which both have timed.
 """
 
 from __future__ import annotations

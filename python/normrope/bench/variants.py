@@ -152,7 +152,7 @@ class Recorded(Variant):
         """As in Variant."""
         if direction == "forward":
             return dict(zip(("query", "key", "value"), returned))
-        names = {id(t): name for name, t in reversed(self.case.tensors.items())}
+        names = {id(t): name for name, t in reversed(list(self.case.tensors.items()))}
         return {names[id(t)]: gradient for t, gradient in zip(self.inputs, returned)}
 
     def close(self) -> None:
