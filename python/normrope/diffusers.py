@@ -189,7 +189,8 @@ class Processor:
                     x, heads = stream[i]
                     options = _norm(getattr(attn, norms + norm, None), x.shape[-1]) | turn if norm else {}
                     segments.append(Segment(x, projection, heads, name=prefix + projection, **options))
-        return norm_rope(segments, layout="BSND", group=self.group)
+        # In memory heads come before positions, which PyTorch's attention reads faster.
+        return tuple(x.transpose(1, 2) for x in norm_rope(segments, layout="BNSD", group=self.group))
 
 
 def _heads(attn: Any, *projected: Tensor) -> Stream:

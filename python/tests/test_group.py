@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import normrope
+import normrope.diffusers
+import zoo
 
 RANKS = [2, 4]
 BATCH, LENGTH, TEXT, HEADS, DIM = 2, 24, 8, 8, 16
@@ -69,6 +70,18 @@ CASES = {
 }
 
 
+def model(group: Any = None) -> dict[str, torch.Tensor]:
+    """Gradients of a model's norms, patched with the group, from a rank's part of the batch; without one, from it all."""
+    made, inputs = zoo.make("flux")
+    inputs = zoo.to(inputs, torch.float32)
+    if group is not None:
+        normrope.diffusers.patch(made, group=group)
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        inputs = {k: v if k.endswith("ids") else v.chunk(ranks)[rank] for k, v in inputs.items()}
+    made.float()(**inputs).sample.square().sum().backward()
+    return {name: p.grad for name, p in made.named_parameters() if "attn.norm_" in name}
+
+
 def rank_main(rank: int, ranks: int, folder: str) -> None:
     """What each process does: every case, and the errors that take more than one process."""
     torch.set_num_threads(1)
@@ -88,6 +101,9 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     wrap = partial(torch.compile, fullgraph=True, backend="aot_eager")
     found["compiled"] = compute(part(problem(torch.bfloat16), "sequence", rank, ranks), dist.group.WORLD, wrap)
     found["module"] = module(part(problem(torch.float32), "sequence", rank, ranks), dist.group.WORLD)
+    pair = dist.new_group([0, 1])
+    if rank in (0, 1):
+        found["model"] = model(pair)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -180,6 +196,15 @@ def test_module(ranks: list[dict]) -> None:
     found = ranks[0]["module"]
     assert found["norm_query_weight"] is None
     torch.testing.assert_close(found["norm_key_weight"], whole["norm_key_weight"], rtol=1e-5, atol=1e-4)
+
+
+def test_model(ranks: list[dict]) -> None:
+    """`normrope.diffusers.patch(model, group=...)`, with a part of the batch on each rank."""
+    whole = model()
+    assert len(whole) == 6
+    for name, gradient in whole.items():
+        torch.testing.assert_close(ranks[0]["model"][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())
+        assert torch.equal(ranks[0]["model"][name], ranks[1]["model"][name]), name
 
 
 def test_group_must_be_one() -> None:
