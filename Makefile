@@ -53,8 +53,9 @@ $(PYTHON_TOOLS)/installed: python/requirements.txt
 	@$(PYTHON_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r python/requirements.txt
 	@touch $@
 
-format:
+format: $(PYTHON_TOOLS)/installed
 	clang-format -i $(SOURCES)
+	$(PYTHON_TOOLS)/bin/ruff format --quiet python examples
 
 check-python: $(PYTHON_TOOLS)/installed
 	@$(PYTHON_TOOLS)/bin/ruff format --check --quiet python examples

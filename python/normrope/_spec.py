@@ -10,7 +10,7 @@ those of SegmentSpec and left out where they have their defaults. Arrays go by t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Literal, Union
 
@@ -81,12 +81,12 @@ class Spec:
         return sorted({s.x for s in self.segments})
 
 
-_DEFAULTS = {f.name: f.default for f in fields(SegmentSpec)}
+_DEFAULTS = {f.name: f.default for f in fields(SegmentSpec) if f.default is not MISSING}
 
 
 def segment_text(name: str, **values: int) -> str:
     """A segment of a specification."""
-    return " ".join([name, *[f"{k}={v}" for k, v in values.items() if v != _DEFAULTS[k]]])
+    return " ".join([name, *[f"{k}={v}" for k, v in values.items() if v != _DEFAULTS.get(k)]])
 
 
 def text(layout: str, names: list[str], segments: list[str]) -> str:

@@ -180,7 +180,12 @@ def _spread(values: Sequence[Tensor], there: Sequence[bool]) -> list[Any]:
 # -- Operators ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("normrope::forward", mutates_args=())
+# Schemas in words, for torch 2.4 reads none off annotations such as these.
+@torch.library.custom_op(
+    "normrope::forward",
+    mutates_args=(),
+    schema="(Tensor[] tensors, SymInt[] positions, float[] eps, str spec, bool statistics) -> Tensor[]",
+)
 def _forward_op(
     tensors: Sequence[Tensor], positions: Sequence[int], eps: Sequence[float], spec: str, statistics: bool
 ) -> list[Tensor]:
@@ -202,7 +207,12 @@ def _(
     return made
 
 
-@torch.library.custom_op("normrope::backward", mutates_args=())
+@torch.library.custom_op(
+    "normrope::backward",
+    mutates_args=(),
+    schema="(Tensor[] gradients, Tensor[] tensors, Tensor statistics, SymInt[] sizes, SymInt[] positions, str spec, "
+    "bool[] given, bool[] read, bool[] wanted) -> Tensor[]",
+)
 def _backward_op(
     gradients: Sequence[Tensor],
     tensors: Sequence[Tensor],
@@ -358,13 +368,14 @@ class NormRopeTransformed(torch.autograd.Function):
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, positions, _, spec, statistics = inputs
-    if not statistics:
-        raise RuntimeError("normrope::forward: statistics is False, expected True where a gradient is wanted")
-    _save(ctx, tensors, positions, spec, output, ctx.needs_input_grad[: len(tensors)])  # flat here, unlike backward's
+    tensors, positions, _, spec, ctx.ready = inputs
+    if ctx.ready:  # older versions of torch come here without gradients too
+        _save(ctx, tensors, positions, spec, output, ctx.needs_input_grad[: len(tensors)])  # flat here, unlike backward's
 
 
 def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    if not ctx.ready:
+        raise RuntimeError("normrope::forward: statistics is False, expected True where a gradient is wanted")
     return _gradients(ctx, gradients[:-1]), None, None, None, None
 
 

@@ -231,8 +231,9 @@ def test_the_operators_give_the_same_bits() -> None:
 def test_statistics_must_be_kept_for_a_gradient() -> None:
     given = arguments()
     tensors, positions, eps, spec = normrope.functional._concat_call((), {**given, **OPTIONS})[0]
+    query = torch.ops.normrope.forward(tensors, positions, eps, spec, False)[0]
     with pytest.raises(RuntimeError, match="statistics is False, expected True"):
-        torch.ops.normrope.forward(tensors, positions, eps, spec, False)
+        query.sum().backward()
 
 
 def test_inputs_changed_before_the_backward() -> None:
