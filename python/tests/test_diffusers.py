@@ -424,3 +424,23 @@ def test_compiles_as_one_graph(name: str) -> None:
     torch._dynamo.reset()
     found = run(torch.compile(model, fullgraph=True, backend="aot_eager"), fresh(inputs))
     assert_close({key.removeprefix("_orig_mod."): value for key, value in found.items()}, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of the unpatched models
+@pytest.mark.parametrize("name", PATTERNS)
+def test_autocast(name: str, truth: dict) -> None:
+    """Float32 weights of norms beside bfloat16 rows; the gradients are the parameters' dtype."""
+    results = []
+    for patched in (False, True):
+        model, inputs = zoo.make(name)
+        model.float()
+        if patched:
+            normrope.diffusers.patch(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(run(model, zoo.to(inputs, torch.float32)))
+    for key, exact in truth[name].items():
+        assert (results[1][key] is None) == (exact is None), key
+        if exact is not None:
+            assert results[1][key].dtype == results[0][key].dtype, key
+            theirs, ours = (rms(found[key].double() - exact) for found in results)
+            assert ours <= TENSOR_FACTOR * theirs + torch.finfo(torch.bfloat16).eps * rms(exact), key
