@@ -450,7 +450,7 @@ class Report:
 
 def _lines(found: dict[str, str]) -> Iterator[str]:
     """Modules that differ only in numbers, together: `FluxAttnProcessor: transformer_blocks.*.attn (19)`."""
-    kinds = collections.Counter((text, re.sub(r"\d+", "*", name)) for name, text in found.items())
+    kinds = collections.Counter((text, re.sub(r"\b\d+\b", "*", name)) for name, text in found.items())
     for (text, name), count in kinds.items():
         yield f"{name} ({count}): {text}"
 

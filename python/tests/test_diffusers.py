@@ -251,7 +251,7 @@ def test_what_is_not_known_is_named() -> None:
     )
     processors = model.attn_processors
     with pytest.raises(
-        ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn\*"
+        ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn1 \(1\)"
     ) as e:
         normrope.diffusers.patch(model)
     assert "the processor AttnProcessor2_0 is not known" in str(e.value)

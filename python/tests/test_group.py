@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -98,6 +99,8 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     else:
         with pytest.raises(TypeError, match=r"group: .* expected a group that this process is a member of"):
             compute(part(problem(torch.float32), "heads", 0, ranks), half)
+    with pytest.raises(TypeError, match="expected None beside a weight that is a ndarray"):
+        normrope.norm_rope([normrope.Segment(np.ones((1, 2, 1, 4)), weight=np.ones(4))], group=dist.group.WORLD)
     found["module"] = module(part(problem(torch.float32), "sequence", rank, ranks), dist.group.WORLD)
     if ranks == 2:  # what takes long
         wrap = partial(torch.compile, fullgraph=True, backend="aot_eager")
