@@ -158,21 +158,21 @@ class Plan:
         borrowed: what the descriptors' names point to, kept as long as the plan.
     """
 
-    __slots__ = ("_borrowed", "_handle", "_spare", "_template", "workspace_size")
+    __slots__ = ("_borrowed", "_spare", "handle", "template", "workspace_size")
 
     def __init__(
         self, direction: int, backend: int, segments: Sequence[Segment], threads: int, borrowed: Sequence[Any]
     ) -> None:
-        self._handle = c_void_p()
+        self.handle = c_void_p()
         self._borrowed = borrowed
         array = (Segment * len(segments))(*segments)
         problem = Problem(ctypes.sizeof(Problem), direction, backend, array, len(segments), threads, None)
-        status = LIBRARY.nr_plan_create(byref(self._handle), byref(problem))
+        status = LIBRARY.nr_plan_create(byref(self.handle), byref(problem))
         if status == _INVALID and backend == BACKEND_CUDA and b"backend" in LIBRARY.nr_last_error():
             raise NotImplementedError(f"{LIBRARY._name}: has no CUDA backend, expected one for tensors on CUDA devices")
         check(status)
-        self.workspace_size: int = LIBRARY.nr_plan_workspace_size(self._handle)
-        self._template = bytes(array)
+        self.workspace_size: int = LIBRARY.nr_plan_workspace_size(self.handle)
+        self.template = bytes(array)
         self._spare: list[tuple[Any, memoryview, int]] = []
 
     def run(
@@ -189,16 +189,16 @@ class Plan:
         try:
             spare = self._spare.pop()  # which no other thread has now
         except IndexError:
-            memory = (c_char * len(self._template)).from_buffer(bytearray(self._template))
+            memory = (c_char * len(self.template)).from_buffer(bytearray(self.template))
             spare = memory, memoryview(memory).cast("B").cast("Q"), ctypes.addressof(memory)
         _, view, segments = spare
         for word, address in zip(words, addresses):
             view[word] = address
-        status = LIBRARY.nr_plan_run(self._handle, segments, workspace, self.workspace_size, stream)
+        status = LIBRARY.nr_plan_run(self.handle, segments, workspace, self.workspace_size, stream)
         self._spare.append(spare)
         if status:
             check(status)
 
     def __del__(self) -> None:
-        if self._handle:
-            LIBRARY.nr_plan_destroy(self._handle)
+        if self.handle:
+            LIBRARY.nr_plan_destroy(self.handle)

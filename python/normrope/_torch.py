@@ -370,7 +370,8 @@ class NormRopeTransformed(torch.autograd.Function):
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, positions, _, spec, ctx.ready = inputs
     if ctx.ready:  # older versions of torch come here without gradients too
-        _save(ctx, tensors, positions, spec, output, ctx.needs_input_grad[: len(tensors)])  # flat here, unlike backward's
+        wanted = ctx.needs_input_grad[: len(tensors)]  # flat here, unlike in the backward
+        _save(ctx, tensors, positions, spec, output, wanted)
 
 
 def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:

@@ -122,3 +122,15 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is nothing to draw" in done.stderr
     assert not (tmp_path / "a.svg").exists()
+
+
+def test_latency(tmp_path: Path) -> None:
+    numbers = tmp_path / "latency.json"
+    options = ["--calls", "3", "--repeat", "2", "--threads", "1", "--json", str(numbers)]
+    done = run(*options, module="normrope.bench.latency")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(numbers.read_text())["results"]
+    assert set(found) == {"forward, no gradients wanted", "forward", "backward"}
+    for timed in found.values():
+        assert all(len(s["samples"]) == 2 and s["median"] > 0 for s in timed.values())
+        assert timed["call"]["median"] > timed["bare"]["median"]

@@ -66,7 +66,9 @@ def test_general_form() -> None:
         packed = torch.cat([given["query"], given["key"], given["value"]], 2)
         text = torch.cat([given["encoder_query"], given["encoder_key"], given["encoder_value"]], 2)
         segments = [
-            Segment(x, i, (i * N, N), **({**weights, **tables} if i < 2 else {}), rope_position=None if x is text else -2)
+            Segment(
+                x, i, (i * N, N), **({**weights, **tables} if i < 2 else {}), rope_position=None if x is text else -2
+            )
             for i in range(3)
             for x in (text, packed)
         ]
