@@ -35,7 +35,8 @@ def test_memory(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (result,) = json.loads(path.read_text())["results"]
     kept = 4 * (512 + 5) * 128 * 4  # a block keeps far more for its backward than four tensors of its rows
     assert all(found["peak_bytes"] > kept for found in result["memory"].values())
-    assert "step's peak MiB" in capfd.readouterr().out
+    assert "peak MiB" in capfd.readouterr().out
+    assert 0 < result["saved_bytes"]["patched"] < result["saved_bytes"]["diffusers"]
 
 
 def test_a_wrong_block_is_not_timed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

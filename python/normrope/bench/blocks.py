@@ -24,6 +24,7 @@ import normrope
 from normrope import _native as native
 from normrope.bench import probe, system
 from normrope.bench.__main__ import DTYPES, _list_of, _positive
+from normrope.bench.report import MIB
 
 VARIANTS = ("diffusers", "patched", "compiled", "patched-compiled")
 DIRECTIONS = ("forward", "step")
@@ -106,6 +107,23 @@ class Step:
         gradients = self.torch.autograd.grad(outputs, list(named.values()), self.gradients)
         return self._named(outputs) | dict(zip(named, gradients))
 
+    def saved_bytes(self) -> int:
+        """What a forward keeps for the backward, beside parameters and inputs."""
+        given = {
+            x.untyped_storage().data_ptr() for x in (*self.model.parameters(), *self.rows, *self.tables, self.time)
+        }
+        found = {}
+
+        def pack(x: Any) -> Any:
+            storage = x.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with self.torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            outputs = self.call(*self.rows, self.time, self.tables)
+        del outputs
+        return sum(size for address, size in found.items() if address not in given)
+
     @staticmethod
     def _named(outputs: Sequence[Any]) -> dict[str, Any]:
         return {f"output {i}": x.detach() for i, x in enumerate(outputs)}
@@ -168,6 +186,7 @@ def measured(block: Block, dtype: str, arguments: argparse.Namespace) -> dict[st
     result: dict[str, Any] = {"block": block.name, "dtype": dtype, "dim": DIM, "threads": arguments.threads}
     result |= {name: getattr(block, name) for name in ("heads", "image", "text")}
     result["distance"] = check_agreement(block, dtype, steps, arguments.device)
+    result["saved_bytes"] = {variant: step.saved_bytes() for variant, step in steps.items()}
     base = next(iter(steps))
     for direction in DIRECTIONS:
         works: dict[str, Callable[[], Any]] = {variant: partial(step.run, direction) for variant, step in steps.items()}
@@ -188,11 +207,11 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     variants = list(result["step"]["seconds"])
     table.add_column("", no_wrap=True)
-    for text in ("forward ms", f"/ {variants[0]}", "step ms", "quartiles", f"/ {variants[0]}", "step's peak MiB"):
+    for text in ("forward ms", f"/ {variants[0]}", "step ms", "quartiles", f"/ {variants[0]}", "saved MiB", "peak MiB"):
         table.add_column(text, justify="right", no_wrap=True)
     for variant in variants:
         forward, step = (result[direction]["seconds"][variant] for direction in DIRECTIONS)
-        peak = result["memory"][variant]["peak_bytes"] / (1 << 20) if "memory" in result else None
+        peak = result["memory"][variant]["peak_bytes"] / MIB if "memory" in result else None
         table.add_row(
             variant,
             f"{1e3 * forward['median']:.1f}",
@@ -200,6 +219,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
             f"{1e3 * step['median']:.1f}",
             f"{1e3 * step['lower_quartile']:.1f} - {1e3 * step['upper_quartile']:.1f}",
             f"{result['step']['ratios'][variant]:.2f}",
+            f"{result['saved_bytes'][variant] / MIB:,.1f}",
             "" if peak is None else f"{peak:,.0f}",
         )
     console.print(table)
@@ -253,8 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     console.print(
         f"normrope {everything['version']} ({everything['isa']}), torch {everything['torch']}, "
-        f"{everything['machine']['cpu']}, {arguments.threads} threads\nmedians of {arguments.repeat} rounds in turn; a "
-        "forward without gradients; a step: forward, and gradients of inputs and parameters\n",
+        f"{everything['machine']['cpu']}, {arguments.threads} threads\nmedians of {arguments.repeat} rounds in turn; "
+        "forward: without gradients; step: forward, and gradients of inputs and parameters; saved: what the forward keeps "
+        "for the backward; peak: most memory during a step, beyond what was before\n",
         highlight=False,
         soft_wrap=True,
     )
