@@ -10,7 +10,7 @@ SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] *
 PYTHON_TOOLS = build/python/tools
 PYTHON = build/python/env/bin/python
 
-.PHONY: all setup demo test python bench bench-torch plot format check-format check-python install clean
+.PHONY: all setup demo test python bench bench-torch bench-blocks plot format check-format check-python install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
 	@cmake --build build --parallel $(JOBS)
@@ -39,6 +39,10 @@ bench: all
 # Beside PyTorch; `make bench-torch BENCH_TORCH="--preset flux --json build/flux.json"` passes options on.
 bench-torch: python
 	@$(PYTHON) -m normrope.bench $(BENCH_TORCH)
+
+# A training step of diffusers' blocks, patched and not; `make bench-blocks BENCH_BLOCKS="--block flux"` passes options on.
+bench-blocks: python
+	@$(PYTHON) -m normrope.bench.blocks $(BENCH_BLOCKS)
 
 # make plot PLOT="build/bench.json build/torch.json -o docs/performance.svg"
 plot: python

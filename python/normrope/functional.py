@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ from normrope._spec import Layout, Norm, Order, Rope, RopeOn, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 try:
     import torch
 
     from normrope import _torch
+    from normrope.distributed import sum_gradients
 except ModuleNotFoundError as error:  # arrays do without
     if error.name != "torch":
         raise
@@ -102,6 +104,7 @@ def norm_rope_concat(
     scope: Scope = "head",
     rope_on: RopeOn = "joined",
     layout: Layout = "BNSD",
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Normalises the heads of both streams, rotates them by position and joins them: what comes before attention.
 
@@ -140,6 +143,7 @@ def norm_rope_concat(
         rope_on: "joined": the place in the joined sequence is the tables' row; "image": the place in the image stream
             is, and text passes unrotated.
         layout: of the results: "BNSD" or "BSND".
+        group: sums the gradients of weights and biases over the ranks of this group; see normrope.distributed.
 
     Returns:
         query, key and value, joined: [B, N, S + S_text, D] or [B, S + S_text, N, D], contiguous; None where both
@@ -156,7 +160,7 @@ def norm_rope_concat(
         *(norm_added_query_weight, norm_added_query_bias, norm_added_key_weight, norm_added_key_bias),
         *(rope_cos, rope_sin, key_rope_cos, key_rope_sin),
     )
-    call, there = _concat(given, norm, norm_added, rope, order, eps, eps_added, scope, rope_on, layout)
+    call, there = _concat(given, norm, norm_added, rope, order, eps, eps_added, scope, rope_on, layout, group)
     return _placed(_framework(call[0][0]).apply(*call), there)
 
 
@@ -192,8 +196,11 @@ def _concat(
     scope: Scope,
     rope_on: RopeOn,
     layout: Layout,
+    group: ProcessGroup | None,
 ) -> tuple[Call, list[bool]]:
     """The call for these arguments, and which of the three results there are."""
+    if group is not None:
+        given = (*given[:6], *sum_gradients(group, *given[6:14]), *given[14:])
     read = _operator if _tracing() else _cached_operator
     spec, streams, there = read(
         tuple([x is not None for x in given]), norm, norm_added, rope, order, scope, rope_on, layout
@@ -351,12 +358,15 @@ class Segment:
     name: str | None = None
 
 
-def norm_rope(segments: Sequence[Segment], *, layout: Layout = "BNSD") -> tuple[Tensor, ...]:
+def norm_rope(
+    segments: Sequence[Segment], *, layout: Layout = "BNSD", group: ProcessGroup | None = None
+) -> tuple[Tensor, ...]:
     """The general form of norm_rope_concat: any list of segments, each with norm, rope and tables of its own.
 
     Args:
         segments: at least one, at most 64.
         layout: of the results: "BNSD" or "BSND".
+        group: sums the gradients of weights and biases over the ranks of this group; see normrope.distributed.
 
     Returns:
         The results [B, N, S, D] or [B, S, N, D], contiguous, in the order in which `output` names them first.
@@ -366,6 +376,9 @@ def norm_rope(segments: Sequence[Segment], *, layout: Layout = "BNSD") -> tuple[
         TypeError: a dtype that no backend takes.
         NotImplementedError: valid, but not on this device.
     """
+    if group is not None:
+        summed = iter(sum_gradients(group, *[parameter for s in segments for parameter in (s.weight, s.bias)]))
+        segments = [replace(s, weight=next(summed), bias=next(summed)) for s in segments]
     call = _segments(segments, layout)
     return tuple(_framework(call[0][0]).apply(*call))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from normrope import _spec
 from normrope._spec import Layout, Norm, Order, Rope, RopeOn, Scope
 from normrope.functional import norm_rope_concat
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["NormRopeConcat"]
 
@@ -134,6 +137,7 @@ class NormRopeConcat(nn.Module):
         *,
         rope_cos: Tensor | None = None,
         rope_sin: Tensor | None = None,
+        group: ProcessGroup | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As norm_rope_concat: streams [B, S, N, D] to results [B, N, S + S_text, D] or [B, S + S_text, N, D]."""
         streams = {
@@ -166,6 +170,7 @@ class NormRopeConcat(nn.Module):
             scope=self.scope,
             rope_on=self.rope_on,
             layout=self.layout,
+            group=group,
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,531 @@
+"""The fused step in the models of diffusers.
+
+    pipeline = diffusers.FluxPipeline.from_pretrained(...)
+    print(normrope.diffusers.patch(pipeline.transformer))
+
+`patch` gives every attention module whose processor is in `FAMILIES` a processor that does the same, but for the norms
+of queries and keys, the rope and the joining of text and image, which become one call of `normrope.norm_rope`, forward
+and backward. Parameters, configuration, state dict and attention backend stay the model's own. `unpatch` puts the
+processors back that were there.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import math
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+from torch import Tensor, nn
+
+from normrope.functional import Segment, norm_rope
+from normrope.tables import from_complex, from_half
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+__all__ = ["FAMILIES", "Family", "Report", "patch", "report", "unpatch"]
+
+IMAGE_FIRST, TEXT_FIRST = 0, 1  # the order of the joined sequence, as the operator numbers it
+
+Rows = tuple[Tensor, tuple[int, int] | None]  # x and heads of a normrope.Segment
+Stream = tuple[Rows, ...]  # query, key, value
+Tables = tuple[Tensor, Tensor]  # cos and sin: [R, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one of diffusers' processors does what is around the step."""
+
+    pattern: type[Processor]
+    order: int = IMAGE_FIRST
+    rope: str = "none"  # joined: the tables are for all rows; image: for those of the image
+    alone: str = "declined"  # without text: bare is what attention gives, projected goes through to_out
+    mask: str = "declined"  # an attention mask: obeyed, ignored, or of the text and meant for pairs of tokens
+
+
+def _objection_to_norm(module: nn.Module | None) -> str | None:
+    """Why the fused step cannot stand in for this norm; None where it can."""
+    if module is None:
+        return None
+    if type(module) not in (nn.RMSNorm, RMSNorm, nn.LayerNorm, FP32LayerNorm):
+        return f"is {type(module).__name__}, expected RMSNorm or LayerNorm"
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    if hooks or "forward" in module.__dict__:
+        return "has hooks (as offloading sets them), which the fused step would not run"
+    if module.eps is None:
+        return "has eps None, expected a number"
+    has_bias = getattr(module, "bias", None) is not None
+    if has_bias != (isinstance(module, nn.LayerNorm) and module.weight is not None):
+        found, expected = ("with", "without") if has_bias else ("without", "with")
+        return f"is {type(module).__name__} {found} a bias, expected it {expected}"
+    return None
+
+
+def _objection_to_norms(attn: Any) -> str | None:
+    """Why the step cannot be done for an attention module; None where it can."""
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        if objection := _objection_to_norm(getattr(attn, name, None)):
+            return f"{name} {objection}"
+    return None
+
+
+def _norm(module: Any, dim: int) -> dict[str, Any]:
+    """What a normrope.Segment says of the norm that a module computes to which there is no objection."""
+    if module is None:
+        return {}
+    kind = "layer" if isinstance(module, nn.LayerNorm) else "rms"
+    affine = "" if module.weight is None else "_affine"
+    channels = math.prod(module.dim if isinstance(module, RMSNorm) else module.normalized_shape)
+    return {
+        "norm": kind + affine,
+        "scope": "head" if channels == dim else "all_heads",
+        "eps": module.eps,
+        "weight": module.weight,
+        "bias": getattr(module, "bias", None),
+    }
+
+
+class _Last:
+    """The last result of a function of tensors, kept while those very tensors live and are not written to.
+
+    The layers of a model are handed the same tables: what the first of them makes of them serves all.
+    """
+
+    def __init__(self) -> None:
+        self.entry: tuple[list[weakref.ref], list[int | None], Any] = ([], [], None)
+
+    def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        if torch.compiler.is_compiling():  # which sees by itself what is computed twice
+            return function(*tensors)
+        references, versions, result = self.entry
+        now = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        if versions != now or any(r() is not tensor for r, tensor in zip(references, tensors)):
+            result = function(*tensors)
+            self.entry = ([weakref.ref(tensor) for tensor in tensors], now, result)
+        return result
+
+
+def _of_original(name: str) -> property:
+    """An attribute that is the original processor's."""
+    return property(lambda self: getattr(self.original, name), lambda self, value: setattr(self.original, name, value))
+
+
+class Processor:
+    """What an attention module calls in the place of `original`, and what leaves to `original` the calls that it must.
+
+    Attributes:
+        original: diffusers' processor.
+        family: its row of `FAMILIES`.
+        group: as in `patch`.
+        last: what the layers of a model share.
+        declined: why it last left a call to `original`; None if it never did.
+    """
+
+    def __init__(self, original: Any, family: Family, group: dist.ProcessGroup | None, last: _Last) -> None:
+        self.original, self.family, self.group, self.last = original, family, group, last
+        self.declined: str | None = None
+
+    def __deepcopy__(self, memo: dict) -> Processor:
+        # A process group is no part of the model, and cannot be copied.
+        return type(self)(copy.deepcopy(self.original, memo), self.family, self.group, _Last())
+
+    # model.set_attention_backend() and model.enable_parallelism() set these, of processors that have them.
+    _attention_backend = _of_original("_attention_backend")
+    _parallel_config = _of_original("_parallel_config")
+
+    def serves(self, attn: Any, objection: str | None = None) -> bool:
+        """Whether to serve this call. If not, `declined` says why, and so does a warning, once."""
+        objection = objection or _objection_to_norms(attn)
+        if objection is None:
+            return True
+        self.declined = objection
+        if not torch.compiler.is_compiling():
+            warnings.warn(f"normrope leaves attention to diffusers: {objection}", stacklevel=3)
+        return False
+
+    def attend(self, rows: tuple[Tensor, ...], mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Attention of query, key and value [B, S, N, D], computed as `original` has it computed: [B, S, N * D]."""
+        query, key, value = rows
+        if hasattr(self.original, "_attention_backend"):
+            options = {"backend": self._attention_backend, "parallel_config": self._parallel_config} | options
+            result = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
+        else:
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+        return result.flatten(2, 3).to(query.dtype)
+
+    def step(
+        self, attn: Any, image: Stream, text: Stream | None, tables: Tables | None, position: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Norms, rope and joining: query, key and value [B, S, N, D].
+
+        Args:
+            attn: whose norms to apply.
+            image: as projected; text is in it where text has no projections of its own.
+            text: as projected, with norms of its own.
+            tables: None for no rope.
+            position: the tables' row for the image's first row, and text has no rope. None: the tables are for the
+                joined sequence.
+        """
+        rope = {} if tables is None else {"rope": "interleaved", "cos": tables[0], "sin": tables[1]}
+        streams = [
+            ("", image, "norm_", rope and rope | {"rope_position": position}),
+            ("encoder_", text, "norm_added_", rope if position is None else {}),
+        ]
+        segments = []
+        for i, (projection, norm) in enumerate((("query", "q"), ("key", "k"), ("value", None))):
+            for prefix, stream, norms, turn in streams[:: 1 if self.family.order == IMAGE_FIRST else -1]:
+                if stream is not None:
+                    x, heads = stream[i]
+                    options = _norm(getattr(attn, norms + norm, None), x.shape[-1]) | turn if norm else {}
+                    segments.append(Segment(x, projection, heads, name=prefix + projection, **options))
+        # In memory heads come before positions, which PyTorch's attention reads faster.
+        return tuple(x.transpose(1, 2) for x in norm_rope(segments, layout="BNSD", group=self.group))
+
+
+def _heads(attn: Any, *projected: Tensor) -> Stream:
+    """Each [B, S, N * D] as [B, S, N, D], with as many heads as this rank holds under tensor parallelism."""
+    dim = getattr(attn, "head_dim", None) or attn.inner_dim // attn.heads
+    return tuple((x.unflatten(-1, (-1, dim)), None) for x in projected)
+
+
+def _parts(attn: Any, projected: Tensor, count: int) -> Stream:
+    """The same of one projection that is `count` in a row, which is read, and its gradient written, where it is."""
+    ((x, _),) = _heads(attn, projected)
+    heads = x.shape[2] // count
+    return tuple((x, (i * heads, heads)) for i in range(count))
+
+
+def _out(attn: Any, hidden_states: Tensor) -> Tensor:
+    """Through the output projection and its dropout, where there are such."""
+    for module in getattr(attn, "to_out", None) or ():
+        hidden_states = module(hidden_states)
+    return hidden_states
+
+
+class TwoStreams(Processor):
+    """Text and image attend to each other, as streams with projections of their own or as one."""
+
+    def joint(
+        self, attn: Any, image: Tensor, text: Tensor, mask: Tensor | None, rotary: Tables | None
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text after attention to each other."""
+        turn = 1 if self.family.order == IMAGE_FIRST else -1
+        lengths = [image.shape[1], text.shape[1]][::turn]
+        tables = self.tables(rotary)
+        position = 0 if self.family.rope == "image" else None
+        if getattr(attn, "add_q_proj", None) is None:
+            stream = self.image(attn, torch.cat([image, text][::turn], dim=1))
+            if position is not None and self.family.order == TEXT_FIRST:
+                position = -text.shape[1]
+            output = _out(attn, self.attend(self.step(attn, stream, None, tables, position), mask))
+            return tuple(output.split(lengths, dim=1)[::turn])
+        streams = self.image(attn, image), self.text(attn, text)
+        image, text = self.attend(self.step(attn, *streams, tables, position), mask).split(lengths, dim=1)[::turn]
+        return _out(attn, image), text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
+
+    def image(self, attn: Any, hidden_states: Tensor) -> Stream:
+        """The image's projections, or the joined stream's."""
+        if getattr(attn, "fused_projections", False):
+            return _parts(attn, attn.to_qkv(hidden_states), 3)
+        return _heads(attn, attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+
+    def text(self, attn: Any, hidden_states: Tensor) -> Stream:
+        """The text's."""
+        if getattr(attn, "fused_projections", False):
+            return _parts(attn, attn.to_added_qkv(hidden_states), 3)
+        projected = (attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states))
+        return _heads(attn, *projected)
+
+    def tables(self, rotary: Any) -> Tables | None:
+        """Cos and sin of what the model hands over for them."""
+        return None if self.family.rope == "none" else rotary
+
+
+class JointProcessor(TwoStreams):
+    """Two streams, or one alone, with real tables."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tables | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As `original`."""
+        text = encoder_hidden_states
+        objection = None
+        if text is None and self.family.alone == "declined":
+            objection = "a call without text"
+        if attention_mask is not None and self.family.mask == "declined":
+            objection = "a call with an attention mask"
+        if not self.serves(attn, objection):
+            return self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states=text,
+                attention_mask=attention_mask,
+                image_rotary_emb=image_rotary_emb,
+            )
+        mask = attention_mask
+        if mask is not None and self.family.mask != "obeyed":
+            mask = _pairs(mask, hidden_states.shape[1]) if self.family.mask == "pairs" else None
+        if text is None:
+            rows = self.step(attn, self.image(attn, hidden_states), None, self.tables(image_rotary_emb))
+            output = self.attend(rows, mask)
+            return _out(attn, output) if self.family.alone == "projected" else output
+        return self.joint(attn, hidden_states, text, mask, image_rotary_emb)
+
+
+def _pairs(mask: Tensor, image_length: int) -> Tensor:
+    """A mask of the text behind the image [B, S_text], as one of the queries and keys that both are real."""
+    real = F.pad(mask.bool(), (image_length, 0), value=True)
+    return real[:, None, :, None] & real[:, None, None, :]
+
+
+class QwenProcessor(TwoStreams):
+    """Two streams with complex tables of their own, and a mask of the text."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `original`."""
+        if encoder_hidden_states is None or attention_mask is not None or not self.serves(attn):
+            return self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_hidden_states_mask=encoder_hidden_states_mask,
+                attention_mask=attention_mask,
+                image_rotary_emb=image_rotary_emb,
+            )
+        if encoder_hidden_states_mask is not None:
+            image_mask = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
+            attention_mask = torch.cat([encoder_hidden_states_mask, image_mask], dim=1)[:, None, None, :]
+        return self.joint(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+    def tables(self, rotary: tuple[Tensor, Tensor] | None) -> Tables | None:
+        """Cos and sin of the complex tables of image and text."""
+        return None if rotary is None else self.last(_joined_tables, *rotary)
+
+
+def _joined_tables(image: Tensor, text: Tensor) -> Tables:
+    """Cos and sin [S_text + S_image, D], of complex tables [S, D/2]."""
+    return from_complex(torch.cat([text, image]))
+
+
+class ParallelProcessor(Processor):
+    """One stream, projected together with the MLP beside it."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tables | None = None,
+    ) -> Tensor:
+        """As `original`."""
+        if not self.serves(attn):
+            return self.original(attn, hidden_states, attention_mask, image_rotary_emb)
+        projected = attn.to_qkv_mlp_proj(hidden_states)
+        # Under tensor parallelism a rank has its share of either part.
+        qkv, mlp = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
+        length = projected.shape[-1] * qkv // (qkv + mlp)
+        qkv, mlp = projected.split([length, projected.shape[-1] - length], dim=-1)
+        output = self.attend(self.step(attn, _parts(attn, qkv, 3), None, image_rotary_emb), attention_mask)
+        return attn.to_out(torch.cat([output, attn.mlp_act_fn(mlp)], dim=-1))
+
+
+def _paired_tables(cos: Tensor, sin: Tensor) -> Tables:
+    """Tables [1, S, 1, D] of which a pair takes cos from its first entry and sin from its second, as [S, D]."""
+    return from_half(cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
+
+
+class WanProcessor(Processor):
+    """Self-attention with rope, or cross-attention to a text and, with projections for it, to an image."""
+
+    TEXT_LENGTH = 512  # of the text behind an image's tokens, as `original` has it
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Tables | None = None,
+    ) -> Tensor:
+        """As `original`."""
+        if not self.serves(attn):
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        text, image = encoder_hidden_states, None
+        if text is not None and attn.add_k_proj is not None:
+            image_length = text.shape[1] - self.TEXT_LENGTH
+            image, text = text[:, :image_length], text[:, image_length:]
+        tables = None if rotary_emb is None else self.last(_paired_tables, *rotary_emb)
+        rows = self.step(attn, self.project(attn, hidden_states, text), None, tables)
+        options = {} if text is None else {"parallel_config": None}  # keys and values of the text are not split
+        output = self.attend(rows, attention_mask, **options)
+        if image is not None:
+            output = output + self.attend((rows[0], *self.keys_of_image(attn, image)), **options)
+        return _out(attn, output)
+
+    def project(self, attn: Any, hidden_states: Tensor, text: Tensor | None) -> Stream:
+        """Queries, and keys and values of the text or, in self-attention, of the same."""
+        fused, source = attn.fused_projections, hidden_states if text is None else text
+        if fused and not attn.is_cross_attention:
+            return _parts(attn, attn.to_qkv(hidden_states), 3)
+        (query,) = _heads(attn, attn.to_q(hidden_states))
+        return query, *(
+            _parts(attn, attn.to_kv(source), 2) if fused else _heads(attn, attn.to_k(source), attn.to_v(source))
+        )
+
+    def keys_of_image(self, attn: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, N, D] of the image, by their own norm: a few hundred rows, which nothing joins."""
+        if attn.fused_projections:
+            key, value = attn.to_added_kv(image).chunk(2, dim=-1)
+        else:
+            key, value = attn.add_k_proj(image), attn.add_v_proj(image)
+        return tuple(x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_added_k(key), value))
+
+
+_FLUX = Family(JointProcessor, order=TEXT_FIRST, rope="joined", alone="bare", mask="obeyed")
+_HUNYUAN = Family(JointProcessor, order=IMAGE_FIRST, rope="image", alone="declined", mask="obeyed")
+
+FAMILIES: dict[str, Family] = {
+    "FluxAttnProcessor": _FLUX,  # FLUX.1, Chroma
+    "BriaAttnProcessor": _FLUX,
+    "BriaFiboAttnProcessor": _FLUX,
+    "LongCatImageAttnProcessor": _FLUX,
+    "OvisImageAttnProcessor": _FLUX,
+    "Flux2AttnProcessor": dataclasses.replace(_FLUX, alone="projected"),
+    "Flux2ParallelSelfAttnProcessor": Family(ParallelProcessor),
+    "QwenDoubleStreamAttnProcessor2_0": Family(QwenProcessor, order=TEXT_FIRST, rope="joined"),
+    "HunyuanVideoAttnProcessor2_0": _HUNYUAN,
+    "HunyuanVideo15AttnProcessor2_0": dataclasses.replace(_HUNYUAN, mask="pairs"),
+    "HunyuanImageAttnProcessor": _HUNYUAN,
+    "JointAttnProcessor2_0": Family(JointProcessor, order=IMAGE_FIRST, alone="projected", mask="ignored"),  # SD3.5
+    "CogVideoXAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image"),
+    "WanAttnProcessor": Family(WanProcessor),  # Wan, VACE, ChronoEdit
+}
+"""The processors of diffusers that have a counterpart here, by name of their class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Which attention modules of a model take the fused step; `str` of it is for reading.
+
+    Attributes:
+        patched: modules by name, and diffusers' processor that each had.
+        skipped: the others by name, and why.
+        declined: of the patched ones those that left a call to diffusers' processor, and why the last time.
+    """
+
+    patched: dict[str, str]
+    skipped: dict[str, str]
+    declined: dict[str, str]
+
+    def __str__(self) -> str:
+        """One line for modules of one kind."""
+        heading = f"normrope: {len(self.patched)} of {len(self.patched) + len(self.skipped)} attention modules patched"
+        parts = (("", self.patched), ("not patched, ", self.skipped), ("left to diffusers, ", self.declined))
+        return "\n".join([heading, *(f"  {what}{line}" for what, found in parts for line in _lines(found))])
+
+
+def _lines(found: dict[str, str]) -> Iterator[str]:
+    """Modules that differ only in numbers, together: `FluxAttnProcessor: transformer_blocks.*.attn (19)`."""
+    kinds = collections.Counter((text, re.sub(r"\b\d+\b", "*", name)) for name, text in found.items())
+    for (text, name), count in kinds.items():
+        yield f"{name} ({count}): {text}"
+
+
+def patch(model: nn.Module, *, group: dist.ProcessGroup | None = None) -> Report:
+    """Lets the attention modules of a model take the fused step, where there is one for them.
+
+    Patching a patched model again only sets the group. Patch before torch.compile.
+
+    Args:
+        model: of diffusers, or one that has such inside (peft's, say).
+        group: sums the gradients of the norms' weights and biases over the ranks of this group: see
+            `normrope.distributed`.
+
+    Returns:
+        Which modules are patched, and which are not and why.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: nothing in it could be patched; the message says why.
+    """
+    last = _Last()
+    for _, attn in _attention_modules(model):
+        if isinstance(attn.processor, Processor):
+            attn.processor.group = group
+        elif _objection_to_attention(attn) is None:
+            family = FAMILIES[type(attn.processor).__name__]
+            attn.set_processor(family.pattern(attn.processor, family, group, last))
+    result = report(model)
+    if not result.patched:
+        known = ", ".join(FAMILIES)
+        found = (
+            "\n".join(f"  {line}" for line in _lines(result.skipped)) or "  it has no attention modules with processors"
+        )
+        raise ValueError(f"patch: nothing to patch in {type(model).__name__}:\n{found}\nExpected one of {known}")
+    return result
+
+
+def unpatch(model: nn.Module) -> Report:
+    """Puts back the processors that were there before `patch`: the very objects."""
+    for _, attn in _attention_modules(model):
+        if isinstance(attn.processor, Processor):
+            attn.set_processor(attn.processor.original)
+    return report(model)
+
+
+def report(model: nn.Module) -> Report:
+    """How the attention modules of a model stand now."""
+    patched, skipped, declined = {}, {}, {}
+    for name, attn in _attention_modules(model):
+        processor = attn.processor
+        if isinstance(processor, Processor):
+            patched[name] = type(processor.original).__name__
+            if processor.declined:
+                declined[name] = processor.declined
+        else:
+            skipped[name] = _objection_to_attention(attn) or "not asked for"
+    return Report(patched, skipped, declined)
+
+
+def _attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    if not isinstance(model, nn.Module):
+        hint = ", such as its transformer" if hasattr(model, "transformer") else ""
+        raise TypeError(f"model: found {type(model).__name__}, expected a torch.nn.Module{hint}")
+    for name, module in model.named_modules():
+        if hasattr(module, "set_processor") and hasattr(module, "processor"):
+            yield name, module
+
+
+def _objection_to_attention(attn: Any) -> str | None:
+    """Why a module cannot be patched; None where it can."""
+    kind = type(attn.processor)
+    family = FAMILIES.get(kind.__name__)
+    if family is None or not kind.__module__.startswith("diffusers."):
+        return f"the processor {kind.__name__} is not known"
+    if family.pattern is JointProcessor and family.rope == "none" and getattr(attn, "norm_q", None) is None:
+        return "there is neither norm nor rope"
+    return _objection_to_norms(attn)

@@ -1,0 +1,446 @@
+"""`normrope.diffusers` in real diffusers models, small and random, patched against unpatched.
+
+Truth is the unpatched model in float64 throughout. A patched model must come as near to it as the unpatched model of
+the same dtype does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import diffusers
+import peft
+import pytest
+import torch
+
+import normrope.diffusers
+import zoo
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of its own use of what it renamed
+
+FAMILIES = [name for name, row in zoo.ZOO.items() if row.patched]
+PATTERNS = ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v"]
+DTYPES = [torch.float32, torch.bfloat16]
+
+# A tensor's error is one draw of rounding errors, and the unpatched model's another. Of two draws one may exceed the
+# other, most in tensors of few elements; over all tensors of a model the ratio averages out.
+TENSOR_FACTOR, MODEL_FACTOR = 3.0, 1.25
+
+
+def run(model: torch.nn.Module, inputs: dict) -> dict[str, torch.Tensor | None]:
+    """Output and gradients by name, of a loss in which every element of the output has a weight of its own."""
+    output = model(**inputs, return_dict=False)[0]
+    weights = torch.arange(output.numel(), dtype=torch.float64).mul(0.7).sin().view(output.shape)
+    output.backward(weights.to(output.dtype))
+    results = {"output": output.detach()}
+    results |= {f"input {k}": v.grad for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+    return results | {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def results_of(name: str, dtype: torch.dtype, *, patched: bool) -> dict[str, torch.Tensor | None]:
+    """`run` of a row of the zoo."""
+    model, inputs = zoo.make(name)
+    model.to(dtype)
+    if patched:
+        normrope.diffusers.patch(model)
+    return run(model, zoo.to(inputs, dtype))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are quicker without a second thread, and much quicker where others want it too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict:
+    """Results of unpatched models in float64, computed where asked for."""
+
+    class Truth(dict):
+        def __missing__(self, name: str) -> dict:
+            with zoo.Float32IsFloat64():
+                self[name] = results_of(name, torch.float64, patched=False)
+            return self[name]
+
+    return Truth()
+
+
+def rms(x: torch.Tensor) -> float:
+    """Root mean square, in float64."""
+    return float(x.double().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float64_gives_the_truth(name: str, truth: dict) -> None:
+    """Whatever rounding hides shows here: in float64 patched and unpatched are the same function."""
+    with zoo.Float32IsFloat64():
+        found = results_of(name, torch.float64, patched=True)
+    assert found.keys() == truth[name].keys()
+    scale = max(rms(g) for g in truth[name].values() if g is not None)
+    for key, expected in truth[name].items():
+        assert (found[key] is None) == (expected is None), key
+        if expected is not None:
+            torch.testing.assert_close(
+                found[key], expected, rtol=1e-9, atol=1e-11 * scale, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_as_exact_as_unpatched(name: str, dtype: torch.dtype, truth: dict) -> None:
+    """Output and the gradient of every input and parameter, against the unpatched model's errors."""
+    unpatched, patched = (results_of(name, dtype, patched=p) for p in (False, True))
+    assert patched.keys() == unpatched.keys()
+    ratios = []
+    for key, exact in truth[name].items():
+        assert (patched[key] is None) == (unpatched[key] is None) == (exact is None), key
+        if exact is None:
+            continue
+        assert patched[key].dtype == unpatched[key].dtype, key
+        ours, theirs = (rms(found[key].double() - exact) for found in (patched, unpatched))
+        assert ours <= TENSOR_FACTOR * theirs + torch.finfo(dtype).eps * rms(exact), key
+        if theirs:
+            ratios.append(max(ours / theirs, 0.01))
+    assert math.exp(sum(map(math.log, ratios)) / len(ratios)) <= MODEL_FACTOR
+
+
+def test_every_processor_is_in_the_zoo() -> None:
+    """A row of the table that no test runs is no promise."""
+    models = [zoo.make(name)[0] for name in FAMILIES]
+    found = {type(m.processor).__name__ for model in models for m in model.modules() if hasattr(m, "processor")}
+    assert normrope.diffusers.FAMILIES.keys() <= found
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_report_counts_every_module(name: str) -> None:
+    """What is patched, and what is not and why."""
+    model, _ = zoo.make(name)
+    row = zoo.ZOO[name]
+    if not row.patched:
+        with pytest.raises(ValueError, match="nothing to patch in SD3Transformer2DModel"):
+            normrope.diffusers.patch(model)
+        return
+    report = normrope.diffusers.patch(model)
+    assert (len(report.patched), len(report.skipped)) == (row.patched, row.skipped)
+    assert all(isinstance(model.get_submodule(n).processor, normrope.diffusers.Processor) for n in report.patched)
+    processors = {name for name, module in model.named_modules() if hasattr(module, "set_processor")}
+    assert report.patched.keys() | report.skipped.keys() == processors
+    assert str(report).startswith(f"normrope: {row.patched} of {row.patched + row.skipped} attention modules patched")
+    assert all(reason in str(report) for reason in report.skipped.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_calls_are_served(name: str) -> None:
+    """None of the zoo's calls is left to diffusers in silence or aloud."""
+    model, inputs = zoo.make(name)
+    normrope.diffusers.patch(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "normrope")
+        model(**inputs)
+    assert not normrope.diffusers.report(model).declined
+
+
+def train(name: str, dtype: torch.dtype, *, patched: bool, steps: int = 20) -> torch.Tensor:
+    """The losses of a short training run towards a fixed target."""
+    model, inputs = zoo.make(name)
+    model.to(dtype)
+    if patched:
+        normrope.diffusers.patch(model)
+    inputs = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in zoo.to(inputs, dtype).items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        output = model(**inputs, return_dict=False)[0]
+        target = torch.arange(output.numel(), dtype=dtype).mul(0.7).sin().view(output.shape)
+        loss = (output - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach().double())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_training_takes_the_same_way(name: str) -> None:
+    """Twenty steps in float32: losses stay as near to float64's as the unpatched model's do."""
+    with zoo.Float32IsFloat64():
+        exact = train(name, torch.float64, patched=False)
+    unpatched, patched = (train(name, torch.float32, patched=p) for p in (False, True))
+    assert exact[-1] < 0.9 * exact[0]
+    assert rms(patched - exact) <= TENSOR_FACTOR * rms(unpatched - exact) + torch.finfo(torch.float32).eps * rms(exact)
+
+
+@pytest.fixture
+def flux() -> tuple[torch.nn.Module, dict]:
+    """A float32 FLUX.1 and the inputs of a call."""
+    model, inputs = zoo.make("flux")
+    return model.float(), zoo.to(inputs, torch.float32)
+
+
+def assert_same_bits(found: dict, expected: dict) -> None:
+    """Two results of `run` have the same bits."""
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert (found[key] is None) == (expected[key] is None), key
+        assert expected[key] is None or torch.equal(found[key], expected[key]), key
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    """Two results of `run` in float32 agree as functions that round differently do."""
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert (found[key] is None) == (expected[key] is None), key
+        if expected[key] is not None:
+            assert rms(found[key] - expected[key]) <= 1e-4 * rms(expected[key]) + 1e-7, key
+
+
+def fresh(inputs: dict) -> dict:
+    """The same inputs without gradients yet."""
+    return {
+        k: v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v
+        for k, v in inputs.items()
+    }
+
+
+def test_unpatch_puts_everything_back(flux: tuple) -> None:
+    """The very processors, and with them the very bits; the state dict never changes."""
+    model, inputs = flux
+    processors, keys = model.attn_processors, list(model.state_dict())
+    before = run(copy.deepcopy(model), fresh(inputs))
+    normrope.diffusers.patch(model)
+    assert list(model.state_dict()) == keys
+    model(**inputs)
+    report = normrope.diffusers.unpatch(model)
+    assert not report.patched
+    assert set(report.skipped.values()) == {"not asked for"}
+    assert all(model.attn_processors[name] is processor for name, processor in processors.items())
+    assert_same_bits(run(model, inputs), before)
+    assert normrope.diffusers.unpatch(model) == report
+
+
+def test_patching_twice_is_patching_once(flux: tuple) -> None:
+    """And one unpatch undoes it."""
+    model, _ = flux
+    processors = model.attn_processors
+    first = normrope.diffusers.patch(model)
+    patched = model.attn_processors
+    assert normrope.diffusers.patch(model) == first == normrope.diffusers.report(model)
+    assert model.attn_processors == patched
+    normrope.diffusers.unpatch(model)
+    assert model.attn_processors == processors
+
+
+def test_what_is_not_known_is_named() -> None:
+    """Models without anything to patch, things that are no models."""
+    model = diffusers.PixArtTransformer2DModel(
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        cross_attention_dim=16,
+        norm_num_groups=2,
+        sample_size=8,
+        caption_channels=8,
+    )
+    processors = model.attn_processors
+    with pytest.raises(
+        ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn1 \(1\)"
+    ) as e:
+        normrope.diffusers.patch(model)
+    assert "the processor AttnProcessor2_0 is not known" in str(e.value)
+    assert "FluxAttnProcessor" in str(e.value)
+    assert model.attn_processors == processors
+    with pytest.raises(ValueError, match="it has no attention modules with processors"):
+        normrope.diffusers.patch(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"model: found str, expected a torch\.nn\.Module"):
+        normrope.diffusers.patch("flux")
+    with pytest.raises(TypeError, match=r"found SimpleNamespace, expected a .*, such as its transformer"):
+        normrope.diffusers.patch(SimpleNamespace(transformer=model))
+
+
+def test_processors_of_others_are_left_alone(flux: tuple) -> None:
+    """A processor that only shares its name with one of diffusers', or inherits from it, may do something else."""
+    model, _ = flux
+
+    class FluxAttnProcessor(type(model.transformer_blocks[0].attn.processor)):
+        """Someone's own."""
+
+    model.transformer_blocks[0].attn.set_processor(FluxAttnProcessor())
+    report = normrope.diffusers.patch(model)
+    assert list(report.patched) == ["single_transformer_blocks.0.attn"]
+    assert report.skipped == {"transformer_blocks.0.attn": "the processor FluxAttnProcessor is not known"}
+
+
+def test_a_norm_with_hooks_is_left_to_diffusers(flux: tuple) -> None:
+    """Offloading moves weights in hooks: the fused step would read them where they are not. The call says so, once."""
+    model, inputs = flux
+    expected = run(copy.deepcopy(model), fresh(inputs))
+    normrope.diffusers.patch(model)
+    called = []
+    handles = [
+        m.register_forward_hook(lambda *_: called.append(1)) for m in model.modules() if isinstance(m, torch.nn.RMSNorm)
+    ]
+    with pytest.warns(UserWarning, match="normrope leaves attention to diffusers: norm_q has hooks"):
+        found = run(model, fresh(inputs))
+    assert len(called) == len(handles) == 6
+    assert_same_bits(found, expected)
+    report = normrope.diffusers.report(model)
+    assert report.declined.keys() == report.patched.keys()
+    assert "left to diffusers, transformer_blocks.*.attn (1): norm_q has hooks" in str(report)
+    for handle in handles:
+        handle.remove()
+    normrope.diffusers.unpatch(model)
+    assert normrope.diffusers.patch(model).declined == {}
+
+
+def test_norms_that_the_step_cannot_do_are_skipped(flux: tuple) -> None:
+    """Named with what was found and expected."""
+    model, _ = flux
+    model.transformer_blocks[0].attn.norm_added_k = torch.nn.Identity()
+    model.single_transformer_blocks[0].attn.norm_k.eps = None
+    with pytest.raises(ValueError, match="nothing to patch") as e:
+        normrope.diffusers.patch(model)
+    assert "norm_added_k is Identity, expected RMSNorm or LayerNorm" in str(e.value)
+    assert "norm_k has eps None, expected a number" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["flux", "hunyuan-video", "cogvideox-5b", "wan-i2v", "qwen-image"])
+def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
+    """The step done again in the backward gives what it gave."""
+    model, inputs = zoo.make(name)
+    model.float()
+    normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    plain = run(copy.deepcopy(model), fresh(inputs))
+    model.enable_gradient_checkpointing()
+    assert_same_bits(run(model, fresh(inputs)), plain)
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-t2v"])
+@pytest.mark.parametrize("first", ["patch", "adapter"])
+def test_lora(name: str, first: str) -> None:
+    """An adapter on the projections, added before patching or after: frozen norms, gradients of the adapter alone."""
+    model, inputs = zoo.make(name)
+    model.float().requires_grad_(False)
+    if first == "patch":
+        normrope.diffusers.patch(model)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj"]
+    torch.manual_seed(1)
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    if first == "adapter":
+        normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    found = run(model, fresh(inputs))
+    normrope.diffusers.unpatch(model)
+    model.zero_grad()
+    expected = run(model, fresh(inputs))
+    adapter = {key for key in expected if "lora" in key}
+    assert adapter == {key for key in expected if expected[key] is not None and not key.startswith(("input", "output"))}
+    assert_close(found, expected)
+
+
+def test_models_inside_others_are_found(flux: tuple) -> None:
+    """As peft wraps them."""
+    model, inputs = flux
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["to_q"]))
+    assert list(normrope.diffusers.patch(wrapped).patched) == [
+        f"base_model.model.{name}" for name in ("transformer_blocks.0.attn", "single_transformer_blocks.0.attn")
+    ]
+    wrapped(**inputs)
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2", "wan-i2v"])
+def test_fused_projections(name: str) -> None:
+    """model.fuse_qkv_projections() before and after patching."""
+    model, inputs = zoo.make(name)
+    model.float()
+    inputs = zoo.to(inputs, torch.float32)
+    model.fuse_qkv_projections()
+    expected = model(**inputs, return_dict=False)[0]
+    normrope.diffusers.patch(model)
+    fused = model(**inputs, return_dict=False)[0]
+    model.unfuse_qkv_projections()
+    unfused = model(**inputs, return_dict=False)[0]
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unfused, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_backend_is_the_models(flux: tuple) -> None:
+    """What is set while patched stays after unpatch, and reaches attention."""
+    model, inputs = flux
+    normrope.diffusers.patch(model)
+    model.set_attention_backend("_native_math")
+    model(**inputs)
+    processors = [normrope.diffusers.patch(model) and p for p in model.attn_processors.values()]
+    assert {p._attention_backend.value for p in processors} == {"_native_math"}
+    normrope.diffusers.unpatch(model)
+    assert {p._attention_backend.value for p in model.attn_processors.values()} == {"_native_math"}
+    model, _ = zoo.make("sd3.5")
+    normrope.diffusers.patch(model)
+    assert not any(hasattr(p, "_attention_backend") for p in model.attn_processors.values())
+
+
+def test_a_copy_is_patched_for_itself(flux: tuple) -> None:
+    """As for a moving average of the weights."""
+    model, inputs = flux
+    normrope.diffusers.patch(model)
+    other = copy.deepcopy(model)
+    assert normrope.diffusers.report(other) == normrope.diffusers.report(model)
+    normrope.diffusers.unpatch(model)
+    assert normrope.diffusers.report(other).patched
+    torch.testing.assert_close(other(**inputs).sample, model(**inputs).sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-image"])
+def test_tables_are_made_once_and_never_stale(name: str) -> None:
+    """Other positions in the next call give other results, in whatever memory the tables are."""
+    model, inputs = zoo.make(name)
+    other = copy.deepcopy(model)
+    normrope.diffusers.patch(model)
+    for turn in range(3):
+        if name == "flux":
+            inputs["img_ids"] = inputs["img_ids"] + turn
+        else:
+            inputs["img_shapes"] = [[(zoo.FRAMES, *((zoo.HEIGHT, zoo.WIDTH)[:: 1 - 2 * (turn % 2)]))]] * zoo.BATCH
+        torch.testing.assert_close(model(**inputs).sample, other(**inputs).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "hunyuan-video", "wan-t2v"])
+def test_compiles_as_one_graph(name: str) -> None:
+    """Patched models are as compilable as they were, and keep their gradients."""
+    model, inputs = zoo.make(name)
+    model.float()
+    normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    expected = run(model, fresh(inputs))
+    model.zero_grad()
+    torch._dynamo.reset()
+    found = run(torch.compile(model, fullgraph=True, backend="aot_eager"), fresh(inputs))
+    assert_close({key.removeprefix("_orig_mod."): value for key, value in found.items()}, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of the unpatched models
+@pytest.mark.parametrize("name", PATTERNS)
+def test_autocast(name: str, truth: dict) -> None:
+    """Float32 weights of norms beside bfloat16 rows; the gradients are the parameters' dtype."""
+    results = []
+    for patched in (False, True):
+        model, inputs = zoo.make(name)
+        model.float()
+        if patched:
+            normrope.diffusers.patch(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(run(model, zoo.to(inputs, torch.float32)))
+    for key, exact in truth[name].items():
+        assert (results[1][key] is None) == (exact is None), key
+        if exact is not None:
+            assert results[1][key].dtype == results[0][key].dtype, key
+            theirs, ours = (rms(found[key].double() - exact) for found in results)
+            assert ours <= TENSOR_FACTOR * theirs + torch.finfo(torch.bfloat16).eps * rms(exact), key
