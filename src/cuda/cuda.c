@@ -39,8 +39,7 @@ typedef struct cut {
   int64_t weight_columns, bias_columns; /* as nr_cuda_segment's */
   bool works;                           /* it has blocks */
   bool by_heads, copies;
-  bool spills; /* a block's sums into the workspace */
-  int32_t launch;
+  bool spills;                          /* a block's sums into the workspace */
   int64_t num_blocks, first_block;      /* in its launch */
   size_t weight_sums, bias_sums, spill; /* workspace offsets */
   size_t shared;                        /* bytes of a block */
@@ -49,7 +48,7 @@ typedef struct cut {
 typedef struct launch {
   nr_dtype dtype;
   nr_cuda_form form;
-  int32_t num_segments;
+  int32_t segments[NR_CUDA_SEGMENTS], num_segments; /* in the order of their blocks */
   int64_t num_blocks;
   size_t shared;
 } launch;
@@ -207,10 +206,9 @@ static nr_status add_segment(nr_plan *plan, int32_t i) {
   const nr_segment *s = &plan->segments[i];
   cut *c = &made->cuts[i];
   launch *l = launch_for(made, row_dtype(plan, s), c);
-  c->launch = (int32_t)(l - made->launches);
   c->first_block = l->num_blocks;
   l->num_blocks += c->num_blocks;
-  l->num_segments++;
+  l->segments[l->num_segments++] = i;
   l->shared = (size_t)larger((int64_t)l->shared, (int64_t)c->shared);
   if (nr_verbose() >= NR_VERBOSE_DISPATCH)
     say_cut(plan, i, c);
@@ -288,6 +286,7 @@ static void fill_segment(const nr_plan *plan, const nr_segment *s, const cut *c,
   int64_t B = s->batch, S = s->length, N = s->heads, D = s->dim, statistics = nr_group_heads(s) > 1 ? 1 : N;
   int64_t vector = vector_channels(row_dtype(plan, s));
   nr_view none = {0};
+  double inverse = 1 / (double)(nr_group_heads(s) * D);
   *g = (nr_cuda_segment){.in = view_of(backward ? &s->grad_y : &s->x, vector, B, S, N, D),
                          .x = view_of(backward && s->norm ? &s->x : &none, vector, B, S, N, D),
                          .out = view_of(backward ? &s->grad_x : &s->y, vector, B, S, N, D),
@@ -315,7 +314,8 @@ static void fill_segment(const nr_plan *plan, const nr_segment *s, const cut *c,
                          .normalises = s->norm != NR_NORM_NONE,
                          .all_heads = s->norm && s->scope == NR_SCOPE_ALL_HEADS,
                          .streams = plan->bytes > stream_bytes,
-                         .count_inverse = (float)(1 / (double)(nr_group_heads(s) * D)),
+                         .count_inverse = (float)inverse,
+                         .count_inverse_rest = (float)(inverse - (double)(float)inverse),
                          .eps = (float)s->eps,
                          .eps_scaled = (float)(s->eps * 0x1p120),
                          .weight_sums = (float *)(workspace + c->weight_sums),
@@ -355,10 +355,9 @@ static nr_status run_rows(const nr_plan *plan, const nr_segment *segments, char 
   for (int32_t k = 0; k < made->num_launches; k++) {
     const launch *l = &made->launches[k];
     nr_cuda_rows rows;
-    rows.num_segments = 0;
-    for (int32_t i = 0; i < plan->num_segments; i++)
-      if (made->cuts[i].works && made->cuts[i].launch == k)
-        fill_segment(plan, &segments[i], &made->cuts[i], workspace, &rows.segments[rows.num_segments++]);
+    rows.num_segments = l->num_segments;
+    for (int32_t j = 0; j < l->num_segments; j++)
+      fill_segment(plan, &segments[l->segments[j]], &made->cuts[l->segments[j]], workspace, &rows.segments[j]);
     nr_status status = put(row_kernels[l->dtype][l->form][plan->direction], l->num_blocks, threads_of(l->form),
                            l->shared, &rows, false, stream, "rows");
     if (status != NR_OK)

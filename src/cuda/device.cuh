@@ -187,17 +187,31 @@ static __device__ __forceinline__ float team_sum(float value, int lanes) {
   return value;
 }
 
-/* 1 / sqrt(variance + eps), to about half a unit in the last place: the processor's estimate and one step of Newton's
-   with exact residuals. Small sums are scaled by 2^120, out of the range where they have few digits. */
-static __device__ __forceinline__ float inverse_root(float variance, float eps, float eps_scaled) {
-  bool small = variance < 0x1p-60f && eps < 0x1p-60f;
-  float a = small ? fmaf(variance, 0x1p120f, eps_scaled) : variance + eps;
-  float y = rsqrtf(a);
-  float product = a * y, lost = fmaf(a, y, -product);
-  float rest = fmaf(-lost, y, fmaf(-product, y, 1.0f));
+/* A sum and what rounding has lost of it. */
+struct exact_sum {
+  float high, low;
+};
+
+static __device__ __forceinline__ exact_sum plus(exact_sum a, exact_sum b) {
+  float sum = a.high + b.high, of_b = sum - a.high;
+  float lost = (a.high - (sum - of_b)) + (b.high - of_b);
+  return {sum, lost + (a.low + b.low)};
+}
+
+static __device__ __forceinline__ exact_sum team_sum(exact_sum value, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2)
+    value =
+        plus(value, {__shfl_xor_sync(0xffffffffu, value.high, step), __shfl_xor_sync(0xffffffffu, value.low, step)});
+  return value;
+}
+
+/* 1 / sqrt(a), to about half a unit in the last place: the processor's estimate and one step of Newton's method with
+   exact residuals. */
+static __device__ __forceinline__ float inverse_root(exact_sum a) {
+  float y = rsqrtf(a.high), product = a.high * y, lost = fmaf(a.high, y, -product);
+  float rest = fmaf(-fmaf(a.low, y, lost), y, fmaf(-product, y, 1.0f));
   float better = fmaf(0.5f * y, rest, y);
-  y = y > 0 && y < 0x1p126f ? better : y; /* else a is 0 or infinite */
-  return small ? y * 0x1p60f : y;
+  return y > 0 && y < 0x1p126f ? better : y; /* else a is 0 or infinite */
 }
 
 } // namespace nr

@@ -69,8 +69,9 @@ typedef struct nr_cuda_segment {
   int32_t by_heads;
   int32_t weight_columns, bias_columns; /* D, or heads * D; 0: not wanted */
   int32_t copies, centres, normalises, all_heads;
-  int32_t streams;                      /* the output is larger than the caches */
-  float count_inverse, eps, eps_scaled; /* of the channels of a norm; eps, and eps * 2^120 */
+  int32_t streams;                         /* the output is larger than the caches */
+  float count_inverse, count_inverse_rest; /* 1 / the channels that share statistics, and what the first one lacks */
+  float eps, eps_scaled;                   /* the latter times 2^120 */
 } nr_cuda_segment;
 
 typedef struct nr_cuda_rows {

@@ -102,13 +102,14 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     return {b, is ? number - b * g.length : 0, is};
   }
 
-  /* Whether the rows of a token turn; its row of the tables. */
-  __device__ __forceinline__ int64_t table(const token &t) const { return t.s + g.rope_position; }
-  __device__ __forceinline__ bool turns(const token &t) const {
-    return t.there && (uint64_t)table(t) < (uint64_t)g.rope_length;
-  }
-
+  /* Absent rows are worked on as zeros, so that every lane comes to every shuffle. */
   __device__ __forceinline__ bool there(const token &t, int32_t n) const { return t.there && n < end_head; }
+
+  /* The token's row of the tables; whether a row turns by it. */
+  __device__ __forceinline__ int64_t table(const token &t) const { return t.s + g.rope_position; }
+  __device__ __forceinline__ bool turns(const token &t, int32_t n) const {
+    return there(t, n) && (uint64_t)table(t) < (uint64_t)g.rope_length;
+  }
 
   __device__ __forceinline__ void fetch(row &r, const token &t, int32_t n) const {
     bool is = there(t, n);
@@ -122,7 +123,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     }
     if (BACKWARD && is && g.normalises)
       r.rstd = *(const float *)row_of(g.rstd, t.b, t.s, n);
-    if (BACKWARD && is && centres())
+    if (BACKWARD && is && centres() && g.normalises)
       r.mean = *(const float *)row_of(g.mean, t.b, t.s, n);
   }
 
@@ -167,8 +168,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     _Pragma("unroll 1") for (int k = 0; k < SLOTS; k++) {
       const nr_cuda_view &v = (&g.weight)[k];
       bool is_table = k == COS || k == SIN;
-      if (v.data && (v.head || (is_table ? new_token : new_block)) && (!is_table || (g.pairing && turns(t))) &&
-          there(t, n))
+      if (v.data && (v.head || (is_table ? new_token : new_block)) &&
+          (is_table ? g.pairing && turns(t, n) : there(t, n)))
         fill(k, v, row_of(v, is_table ? t.b : 0, is_table ? table(t) : 0, n), is_table ? g.rope_dim : g.dim);
     }
   }
@@ -231,12 +232,12 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void turn_row(float *v, const token &t) const {
+  __device__ __forceinline__ void turn_row(float *v, const token &t, int32_t n) const {
     if (g.pairing == NR_CUDA_EXCHANGE)
-      turn_exchanged(v, turns(t));
-    else if (g.pairing == NR_CUDA_ADJACENT && turns(t))
+      turn_exchanged(v, turns(t, n));
+    else if (g.pairing == NR_CUDA_ADJACENT && turns(t, n))
       turn_adjacent(v);
-    else if (g.pairing == NR_CUDA_HALVES && turns(t))
+    else if (g.pairing == NR_CUDA_HALVES && turns(t, n))
       turn_halves(v);
   }
 
@@ -250,21 +251,23 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* The two sums over all threads of the block; `parity` alternates from call to call, which saves a barrier. */
-  static __device__ __forceinline__ void block_sum(float &a, float &b, int parity) {
+  static __device__ __forceinline__ void block_sum(float &a, exact_sum &b, int parity) {
     enum { WARPS = THREADS / NR_CUDA_LANES };
-    __shared__ float parts[2][WARPS][2];
+    __shared__ float parts[2][WARPS][3];
     a = team_sum(a, NR_CUDA_LANES);
     b = team_sum(b, NR_CUDA_LANES);
     if (threadIdx.x % NR_CUDA_LANES == 0) {
       parts[parity][threadIdx.x / NR_CUDA_LANES][0] = a;
-      parts[parity][threadIdx.x / NR_CUDA_LANES][1] = b;
+      parts[parity][threadIdx.x / NR_CUDA_LANES][1] = b.high;
+      parts[parity][threadIdx.x / NR_CUDA_LANES][2] = b.low;
     }
     __syncthreads();
-    a = b = 0;
+    a = 0;
+    b = {0, 0};
     NR_UNROLL
     for (int w = 0; w < WARPS; w++) {
       a += parts[parity][w][0];
-      b += parts[parity][w][1];
+      b = plus(b, {parts[parity][w][1], parts[parity][w][2]});
     }
   }
 
@@ -295,10 +298,17 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     squares = (square[0] + square[1]) + (square[2] + square[3]);
   }
 
-  /* From the sums of deviations from `of.first`. */
-  __device__ __forceinline__ void measure(moments &of, float sum, float squares) const {
+  /* From the sums of deviations from `of.first`. Where variance and eps are small they are scaled by 2^120, out of the
+     range where floats have few digits. */
+  __device__ __forceinline__ void measure(moments &of, float sum, exact_sum squares) const {
     of.second = centres() ? sum * g.count_inverse : 0;
-    of.rstd = inverse_root(fmaf(-of.second, of.second, squares * g.count_inverse), g.eps, g.eps_scaled);
+    bool small = squares.high * g.count_inverse < 0x1p-60f && g.eps < 0x1p-60f;
+    float scale = small ? 0x1p120f : 1, high = squares.high * scale, low = squares.low * scale;
+    float rest = of.second * (small ? 0x1p60f : 1);
+    float mean = high * g.count_inverse, lost = fmaf(high, g.count_inverse, -mean);
+    lost += fmaf(low, g.count_inverse, high * g.count_inverse_rest);
+    exact_sum variance = plus({mean, lost == lost ? lost : 0}, {-(rest * rest), 0});
+    of.rstd = inverse_root(plus(variance, {small ? g.eps_scaled : g.eps, 0})) * (small ? 0x1p60f : 1);
   }
 
   __device__ __forceinline__ void give_statistics(const moments &of, const token &t, int32_t n) const {
@@ -329,7 +339,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* One row forward, in the given pass; false if the pass only measures, and `a`, `b` have grown by this row. */
-  __device__ __forceinline__ bool forward(float *v, moments &of, int pass, float &a, float &b) const {
+  __device__ __forceinline__ bool forward(float *v, moments &of, int pass, bool is, float &a, exact_sum &b) const {
     if (!g.normalises)
       return true;
     if (pass == PASS_MEAN) {
@@ -339,8 +349,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     if (pass == PASS_MOMENTS) {
       float sum, squares;
       deviations(v, of.first, sum, squares);
-      a += sum;
-      b += squares;
+      a += is ? sum : 0;
+      b = plus(b, {is ? squares : 0, 0});
       return false;
     }
     if (!all_heads()) {
@@ -348,8 +358,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
       of.first = centres() ? team_sum(sum_of(v), g.lanes) * g.count_inverse : 0;
       deviations(v, of.first, sum, squares);
       sum = team_sum(sum, g.lanes);
-      squares = team_sum(squares, g.lanes);
-      measure(of, sum, squares);
+      measure(of, sum, team_sum(exact_sum{squares, 0}, g.lanes));
     }
     return true;
   }
@@ -375,8 +384,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* One row backward from dy and x: the gradient of x in place of dy. False as forward's. */
-  __device__ __forceinline__ bool backward(float *dy, float *x, const row &r, moments &of, int pass, float &a, float &b,
-                                           float *weight_sum, float *bias_sum, int i) const {
+  __device__ __forceinline__ bool backward(float *dy, float *x, const row &r, moments &of, int pass, bool is, float &a,
+                                           exact_sum &b, float *weight_sum, float *bias_sum, int i) const {
     if (!g.normalises)
       return true;
     NR_UNROLL
@@ -394,7 +403,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
           bias_sum[k] += dy[k];
       }
     } else if (pass == PASS_OUTPUT && wants_sums()) {
-      float4 *weights = sums(0, i), *biases = sums(1, i);
+      float4 *weights = sums(0, by_heads() ? i : 0), *biases = sums(1, by_heads() ? i : 0);
       NR_UNROLL
       for (int q = 0; q < M / 4; q++) {
         const float *d = dy + 4 * q, *h = x + 4 * q;
@@ -422,8 +431,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
         sum = sum_of(dy);
       product[0] = (product[0] + product[1]) + (product[2] + product[3]);
       if (pass != PASS_OUTPUT) {
-        a += sum;
-        b += product[0];
+        a += is ? sum : 0;
+        b.high += is ? product[0] : 0;
         return false;
       }
       of.first = centres() ? team_sum(sum, g.lanes) * g.count_inverse : 0;
@@ -491,7 +500,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     fetch(now, here, head(0));
     for (int o = 0; o < tokens; o++) {
       for (int pass = first_pass; pass <= PASS_OUTPUT; pass++) {
-        float a = 0, b = 0;
+        float a = 0;
+        exact_sum b = {0, 0};
         for (int i = 0; i < heads; i++) {
           bool last = i + 1 == heads;
           if (last && pass == PASS_OUTPUT)
@@ -515,11 +525,11 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* What the rows of a token's heads add up to. */
-  __device__ __forceinline__ void join(moments &of, int pass, float a, float b, int parity) const {
+  __device__ __forceinline__ void join(moments &of, int pass, float a, exact_sum b, int parity) const {
     block_sum(a, b, parity);
     if (BACKWARD) {
       of.first = centres() ? a * g.count_inverse : 0;
-      of.second = b * g.count_inverse;
+      of.second = b.high * g.count_inverse;
     } else if (pass == PASS_MEAN) {
       of.first = a * g.count_inverse;
     } else {
@@ -528,7 +538,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   __device__ __forceinline__ void work(const row &r, const token &t, int i, int pass, bool new_block, bool new_token,
-                                       moments &of, float &a, float &b, float *weight_sum, float *bias_sum) const {
+                                       moments &of, float &a, exact_sum &b, float *weight_sum, float *bias_sum) const {
     int32_t n = head(i);
     if (g.copies) {
       char *out = row_of(g.out, t.b, t.s, n);
@@ -544,20 +554,20 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
       unpack<T>(r.in[j], v + j * E);
     if (BACKWARD) {
       float x[M];
-      turn_row(v, t);
+      turn_row(v, t, n);
       if (g.normalises) {
         NR_UNROLL
         for (int j = 0; j < V; j++)
           unpack<T>(r.x[j], x + j * E);
       }
-      if (backward(v, x, r, of, pass, a, b, weight_sum, bias_sum, i))
+      if (backward(v, x, r, of, pass, there(t, n), a, b, weight_sum, bias_sum, i))
         put(v, t, n);
-    } else if (forward(v, of, pass, a, b)) {
+    } else if (forward(v, of, pass, there(t, n), a, b)) {
       if (g.normalises) {
         give_statistics(of, t, n);
         normalise(v, of);
       }
-      turn_row(v, t);
+      turn_row(v, t, n);
       put(v, t, n);
     }
   }
