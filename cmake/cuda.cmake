@@ -34,9 +34,6 @@ if(NR_CUDA_BACKEND STREQUAL "ON")
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  # Multiply-adds are written out, as everywhere.
-  set(flags -fmad=false -Xptxas=-v)
-  set_source_files_properties(${NR_CUDA_KERNELS} PROPERTIES COMPILE_OPTIONS "${flags}")
   set(NR_CUDA_INCLUDES ${CUDAToolkit_INCLUDE_DIRS})
   set(NR_CUDA_LIBRARIES CUDA::cudart_static)
 elseif(NR_CUDA_BACKEND STREQUAL "SHIM")
@@ -46,4 +43,6 @@ elseif(NR_CUDA_BACKEND STREQUAL "SHIM")
   set_source_files_properties(${NR_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
     "-xc++;-std=c++17;-Wno-unknown-pragmas;-Wno-shadow")
 endif()
+set(NR_CUDA_BACKEND ${NR_CUDA_BACKEND} PARENT_SCOPE) # the tests ask
+set(NR_CUDA_INCLUDES ${NR_CUDA_INCLUDES} PARENT_SCOPE)
 message(STATUS "CUDA backend: ${NR_CUDA_BACKEND}")

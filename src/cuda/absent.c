@@ -10,6 +10,8 @@ static nr_status refuse(nr_plan *plan, const char *isa) {
 
 const nr_backend_ops nr_backend_cuda = {.name = "cuda", .streams = true, .prepare = refuse};
 
+const nr_cuda_runtime *const nr_cuda = NULL;
+
 int32_t nr_cuda_count(void) { return 0; }
 
 nr_status nr_cuda_available(void) {

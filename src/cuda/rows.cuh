@@ -50,22 +50,27 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
 
   const nr_cuda_segment &g;
   float *shared;
-  int thread, lane, team, teams;
-  int first, step; /* of this lane's vectors: the first one's channel, and on to the next */
-  int32_t chunk, begin, end, first_head, end_head; /* its tokens and heads */
+  int thread, team;
+  int first;                        /* channel of this lane's first vector */
+  int32_t chunk, begin, first_head; /* its first token and head */
 
   __device__ __forceinline__ worker(const nr_cuda_segment &segment, float *memory) : g(segment), shared(memory) {
     thread = (int)threadIdx.x;
-    lane = thread & (g.lanes - 1);
     team = thread / g.lanes;
-    teams = THREADS / g.lanes;
-    first = lane < g.spread ? lane * E : NR_CUDA_MAX_DIM;
-    step = g.spread * E;
+    first = lane() < g.spread ? lane() * E : NR_CUDA_MAX_DIM;
     chunk = (int32_t)blockIdx.x - g.first_block;
     begin = chunk / g.head_chunks * g.chunk_tokens;
-    end = g.tokens - begin < g.chunk_tokens ? g.tokens : begin + g.chunk_tokens;
     first_head = chunk % g.head_chunks * g.chunk_heads;
-    end_head = first_head + g.chunk_heads < g.heads ? first_head + g.chunk_heads : g.heads;
+  }
+
+  /* Cheaper to work out than to keep. */
+  __device__ __forceinline__ int lane() const { return thread & (g.lanes - 1); }
+  __device__ __forceinline__ int teams() const { return THREADS / g.lanes; }
+  __device__ __forceinline__ int32_t end() const {
+    return g.tokens - begin < g.chunk_tokens ? g.tokens : begin + g.chunk_tokens;
+  }
+  __device__ __forceinline__ int32_t end_head() const {
+    return FORM == NR_CUDA_HEADS || g.heads - first_head < g.chunk_heads ? g.heads : first_head + g.chunk_heads;
   }
 
   /* What the form settles, and the segment elsewhere. */
@@ -81,29 +86,29 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   /* Where sums of weight gradients are: in registers where each thread has one row of them, else in memory. */
   static __device__ __forceinline__ bool in_registers() { return FORM == NR_CUDA_RMS || FORM == NR_CUDA_LAYER; }
 
-  __device__ __forceinline__ int channel(int j) const { return first + j * step; }
+  __device__ __forceinline__ int channel(int j) const { return first + j * (g.spread * E); }
   /* Whether element e of vector j is a channel. */
   __device__ __forceinline__ bool live(int j, int e) const { return channel(j) + (WHOLE ? 0 : e) < g.dim; }
 
   /* The walk: this team's tokens, and of each its heads. */
   __device__ __forceinline__ int num_tokens() const {
-    return by_heads() ? end - begin : (end - begin + teams - 1) / teams;
+    return by_heads() ? end() - begin : (end() - begin + teams() - 1) / teams();
   }
   __device__ __forceinline__ int num_heads() const {
-    int32_t count = end_head - first_head;
-    return by_heads() ? (count + teams - 1) / teams : count;
+    int32_t count = end_head() - first_head;
+    return by_heads() ? (count + teams() - 1) / teams() : count;
   }
-  __device__ __forceinline__ int32_t head(int i) const { return first_head + (by_heads() ? i * teams + team : i); }
+  __device__ __forceinline__ int32_t head(int i) const { return by_heads() ? i * teams() + team : first_head + i; }
 
   __device__ __forceinline__ token locate(int o) const {
-    int32_t number = begin + (by_heads() ? o : o * teams + team);
-    bool is = number < end;
+    int32_t number = begin + (by_heads() ? o : o * teams() + team);
+    bool is = number < end();
     int32_t b = is ? number / g.length : 0;
     return {b, is ? number - b * g.length : 0, is};
   }
 
   /* Absent rows are worked on as zeros, so that every lane comes to every shuffle. */
-  __device__ __forceinline__ bool there(const token &t, int32_t n) const { return t.there && n < end_head; }
+  __device__ __forceinline__ bool there(const token &t, int32_t n) const { return t.there && n < end_head(); }
 
   /* The token's row of the tables; whether a row turns by it. */
   __device__ __forceinline__ int64_t table(const token &t) const { return t.s + g.rope_position; }
@@ -301,7 +306,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   /* From the sums of deviations from `of.first`. Where variance and eps are small they are scaled by 2^120, out of the
      range where floats have few digits. */
   __device__ __forceinline__ void measure(moments &of, float sum, exact_sum squares) const {
-    of.second = centres() ? sum * g.count_inverse : 0;
+    of.second = centres() && sum == sum ? sum * g.count_inverse : 0; /* an infinite mean lacks nothing */
     bool small = squares.high * g.count_inverse < 0x1p-60f && g.eps < 0x1p-60f;
     float scale = small ? 0x1p120f : 1, high = squares.high * scale, low = squares.low * scale;
     float rest = of.second * (small ? 0x1p60f : 1);
@@ -312,7 +317,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   __device__ __forceinline__ void give_statistics(const moments &of, const token &t, int32_t n) const {
-    if (lane != 0 || !there(t, n) || (all_heads() && n != 0))
+    if (lane() != 0 || !there(t, n) || (all_heads() && n != 0))
       return;
     if (g.mean.data)
       store_one(row_of(g.mean, t.b, t.s, n), NR_F32, of.first + of.second);
@@ -451,8 +456,8 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
      the column's head. */
   __device__ __forceinline__ float column_sum(int part, int column, bool of_heads) const {
     int c = column % g.dim, n = column / g.dim, v = c / E, q = v / g.spread * (E / 4) + c % E / 4;
-    int from_team = of_heads ? n % teams : 0, end_team = of_heads ? from_team + 1 : teams;
-    int from = of_heads ? n / teams : 0, end = of_heads ? from + 1 : g.team_sums;
+    int from_team = of_heads ? n % teams() : 0, end_team = of_heads ? from_team + 1 : teams();
+    int from = of_heads ? n / teams() : 0, end = of_heads ? from + 1 : g.team_sums;
     double sum = 0;
     for (int i = from; i < end; i++)
       for (int k = from_team; k < end_team; k++)
@@ -494,7 +499,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     } else if (BACKWARD && wants_sums()) {
       clear_sums();
     }
-    token here = locate(0), next = here;
+    token here = locate(0);
     row now, ahead;
     moments of = {0, 0, 0};
     fetch(now, here, head(0));
@@ -504,21 +509,22 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
         exact_sum b = {0, 0};
         for (int i = 0; i < heads; i++) {
           bool last = i + 1 == heads;
+          token next = here;
           if (last && pass == PASS_OUTPUT)
             next = locate(o + 1);
           if (WHOLE)
-            fetch(ahead, last ? next : here, head(last ? 0 : i + 1));
+            fetch(ahead, next, head(last ? 0 : i + 1));
           work(now, here, i, pass, o == 0 && i == 0 && pass == first_pass, i == 0 && pass == first_pass, of, a, b,
                weight_sum, bias_sum);
           if (WHOLE)
             now = ahead;
           else
-            fetch(now, last ? next : here, head(last ? 0 : i + 1));
+            fetch(now, next, head(last ? 0 : i + 1));
+          here = next;
         }
         if (pass != PASS_OUTPUT)
           join(of, pass, a, b, parity ^= 1);
       }
-      here = next;
     }
     if (BACKWARD)
       give_sums(weight_sum, bias_sum);
@@ -574,7 +580,9 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
 };
 
 template <typename T, int FORM, bool BACKWARD>
-__global__ void __launch_bounds__(FORM == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS, 4)
+/* So many blocks of a multiprocessor that registers suffice: twice M sums for LayerNorm's weights and biases. */
+__global__ void __launch_bounds__(FORM == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS,
+                                  FORM == NR_CUDA_LAYER && BACKWARD ? 3 : 4)
     rows(const __grid_constant__ nr_cuda_rows p) {
   NR_SHARED(shared);
   int index = 0;

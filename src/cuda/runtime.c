@@ -55,7 +55,9 @@ bool nr_cuda_overlaps(void) {
          capability[device] >= OVERLAPPING_CAPABILITY;
 }
 
-const char *nr_cuda_name(int32_t device) { return device >= 0 && device < nr_cuda_count() ? names[device] : ""; }
+static const char *name(int32_t device) { return device >= 0 && device < nr_cuda_count() ? names[device] : ""; }
+
+static void use(int32_t device) { cudaSetDevice(device); }
 
 /* ---- On a device ---- */
 
@@ -88,7 +90,7 @@ static nr_status judge(cudaError_t error, const char *what) {
   leave(device, before);                                                                                               \
   return judge(error, #call)
 
-void *nr_cuda_malloc(int32_t device, size_t size) {
+static void *allocate(int32_t device, size_t size) {
   void *address = NULL;
   int before = enter(device);
   cudaError_t error = nr_fault() ? cudaErrorMemoryAllocation : cudaMalloc(&address, size);
@@ -96,25 +98,25 @@ void *nr_cuda_malloc(int32_t device, size_t size) {
   return judge(error, "cudaMalloc") == NR_OK ? address : NULL;
 }
 
-void nr_cuda_free(int32_t device, void *address) {
+static void release(int32_t device, void *address) {
   int before = enter(device);
   judge(cudaFree(address), "cudaFree");
   leave(device, before);
 }
 
-nr_status nr_cuda_memory(int32_t device, size_t *available, size_t *total) {
+static nr_status memory(int32_t device, size_t *available, size_t *total) {
   ON(device, cudaMemGetInfo(available, total));
 }
 
-void *nr_cuda_malloc_host(size_t size) {
+static void *allocate_host(size_t size) {
   void *address = NULL;
   cudaError_t error = nr_fault() ? cudaErrorMemoryAllocation : cudaMallocHost(&address, size);
   return judge(error, "cudaMallocHost") == NR_OK ? address : NULL;
 }
 
-void nr_cuda_free_host(void *address) { judge(cudaFreeHost(address), "cudaFreeHost"); }
+static void release_host(void *address) { judge(cudaFreeHost(address), "cudaFreeHost"); }
 
-void *nr_cuda_stream_new(int32_t device) {
+static void *stream_new(int32_t device) {
   cudaStream_t stream = NULL;
   int before = enter(device);
   cudaError_t error =
@@ -123,13 +125,13 @@ void *nr_cuda_stream_new(int32_t device) {
   return judge(error, "cudaStreamCreateWithFlags") == NR_OK ? stream : NULL;
 }
 
-void nr_cuda_stream_free(int32_t device, void *stream) {
+static void stream_free(int32_t device, void *stream) {
   int before = enter(device);
   judge(cudaStreamDestroy(stream), "cudaStreamDestroy");
   leave(device, before);
 }
 
-nr_status nr_cuda_stream_synchronize(int32_t device, void *stream) { ON(device, cudaStreamSynchronize(stream)); }
+static nr_status stream_synchronize(int32_t device, void *stream) { ON(device, cudaStreamSynchronize(stream)); }
 
 /* A query's answer: done, not yet, or failed. */
 static bool done(cudaError_t error, const char *what, nr_status *status) {
@@ -139,35 +141,35 @@ static bool done(cudaError_t error, const char *what, nr_status *status) {
   return error != cudaErrorNotReady;
 }
 
-bool nr_cuda_stream_done(int32_t device, void *stream, nr_status *status) {
+static bool stream_done(int32_t device, void *stream, nr_status *status) {
   int before = enter(device);
   cudaError_t error = cudaStreamQuery(stream);
   leave(device, before);
   return done(error, "cudaStreamQuery", status);
 }
 
-nr_status nr_cuda_stream_wait(int32_t device, void *stream, void *event) {
+static nr_status stream_wait(int32_t device, void *stream, void *event) {
   ON(device, cudaStreamWaitEvent(stream, event, 0));
 }
 
 /* What a host call of CUDA's default stream has queued may be on its way still when the call returns. */
 static cudaError_t settle(cudaError_t error) { return error == cudaSuccess ? cudaStreamSynchronize(NULL) : error; }
 
-nr_status nr_cuda_copy(int32_t device, void *to, const void *from, size_t size, void *stream, bool wait) {
+static nr_status copy(int32_t device, void *to, const void *from, size_t size, void *stream, bool wait) {
   ON(device, wait ? settle(cudaMemcpy(to, from, size, cudaMemcpyDefault))
                   : cudaMemcpyAsync(to, from, size, cudaMemcpyDefault, stream));
 }
 
-nr_status nr_cuda_copy_rows(int32_t device, void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                            size_t width, size_t height) {
+static nr_status copy_rows(int32_t device, void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                           size_t height) {
   ON(device, settle(cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, cudaMemcpyDefault)));
 }
 
-nr_status nr_cuda_set(int32_t device, void *to, int value, size_t size, void *stream, bool wait) {
+static nr_status set(int32_t device, void *to, int value, size_t size, void *stream, bool wait) {
   ON(device, wait ? settle(cudaMemset(to, value, size)) : cudaMemsetAsync(to, value, size, stream));
 }
 
-void *nr_cuda_event_new(int32_t device, bool timed) {
+static void *event_new(int32_t device, bool timed) {
   cudaEvent_t event = NULL;
   int before = enter(device);
   cudaError_t error = nr_fault() ? cudaErrorMemoryAllocation
@@ -176,32 +178,55 @@ void *nr_cuda_event_new(int32_t device, bool timed) {
   return judge(error, "cudaEventCreateWithFlags") == NR_OK ? event : NULL;
 }
 
-void nr_cuda_event_free(int32_t device, void *event) {
+static void event_free(int32_t device, void *event) {
   int before = enter(device);
   judge(cudaEventDestroy(event), "cudaEventDestroy");
   leave(device, before);
 }
 
-nr_status nr_cuda_event_record(int32_t device, void *event, void *stream) {
-  ON(device, cudaEventRecord(event, stream));
-}
+static nr_status event_record(int32_t device, void *event, void *stream) { ON(device, cudaEventRecord(event, stream)); }
 
-nr_status nr_cuda_event_synchronize(int32_t device, void *event) { ON(device, cudaEventSynchronize(event)); }
+static nr_status event_synchronize(int32_t device, void *event) { ON(device, cudaEventSynchronize(event)); }
 
-bool nr_cuda_event_done(int32_t device, void *event, nr_status *status) {
+static bool event_done(int32_t device, void *event, nr_status *status) {
   int before = enter(device);
   cudaError_t error = cudaEventQuery(event);
   leave(device, before);
   return done(error, "cudaEventQuery", status);
 }
 
-nr_status nr_cuda_event_elapsed(int32_t device, float *ms, void *start, void *end) {
+static nr_status event_elapsed(int32_t device, float *ms, void *start, void *end) {
   ON(device, cudaEventElapsedTime(ms, start, end));
 }
 
-nr_status nr_cuda_run(int32_t device, const nr_plan *plan, void *workspace, size_t workspace_size, void *stream) {
+static nr_status run(int32_t device, const nr_plan *plan, void *workspace, size_t workspace_size, void *stream) {
   int before = enter(device);
   nr_status status = nr_plan_run(plan, NULL, workspace, workspace_size, stream);
   leave(device, before);
   return status;
 }
+
+static const nr_cuda_runtime runtime = {.name = name,
+                                        .use = use,
+                                        .malloc = allocate,
+                                        .free = release,
+                                        .memory = memory,
+                                        .malloc_host = allocate_host,
+                                        .free_host = release_host,
+                                        .stream_new = stream_new,
+                                        .stream_free = stream_free,
+                                        .stream_synchronize = stream_synchronize,
+                                        .stream_done = stream_done,
+                                        .stream_wait = stream_wait,
+                                        .copy = copy,
+                                        .copy_rows = copy_rows,
+                                        .set = set,
+                                        .event_new = event_new,
+                                        .event_free = event_free,
+                                        .event_record = event_record,
+                                        .event_synchronize = event_synchronize,
+                                        .event_done = event_done,
+                                        .event_elapsed = event_elapsed,
+                                        .run = run};
+
+const nr_cuda_runtime *const nr_cuda = &runtime;

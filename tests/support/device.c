@@ -22,6 +22,7 @@ __attribute__((constructor)) static void choose(int argc, char **argv) {
   if (argc != 3 || strcmp(argv[1], "--device") != 0 || strcmp(argv[2], "cuda") != 0)
     return;
   backend = NR_BACKEND_CUDA;
+  setenv("NORMROPE_DEVICES", "cuda:0", 1);
   if (nr_cuda_available() == NR_OK)
     return;
   printf("skipped: %s\n", nr_last_error());
@@ -35,21 +36,21 @@ static void require(bool good) {
 
 device_block device_copy_of(const void *like, size_t size) {
   size_t past = (uintptr_t)like % ALIGNMENT;
-  device_block block = {.base = nr_cuda_malloc(0, past + size + 1), .size = size};
+  device_block block = {.base = nr_cuda->malloc(0, past + size + 1), .size = size};
   require(block.base != NULL);
   block.data = (char *)block.base + past;
   if (like && size)
-    require(nr_cuda_copy(0, block.data, like, size, NULL, true) == NR_OK);
+    require(nr_cuda->copy(0, block.data, like, size, NULL, true) == NR_OK);
   return block;
 }
 
 void device_read(void *to, const device_block *block) {
   if (block->size)
-    require(nr_cuda_copy(0, to, block->data, block->size, NULL, true) == NR_OK);
+    require(nr_cuda->copy(0, to, block->data, block->size, NULL, true) == NR_OK);
 }
 
 void device_free(device_block *block) {
-  nr_cuda_free(0, block->base);
+  nr_cuda->free(0, block->base);
   *block = (device_block){0};
 }
 
@@ -61,13 +62,13 @@ nr_status device_run(const nr_problem *problem) {
   if (status != NR_OK)
     return status;
   device_block workspace = device_copy_of(NULL, nr_plan_workspace_size(plan));
-  void *stream = nr_cuda_stream_new(0);
+  void *stream = nr_cuda->stream_new(0);
   require(stream != NULL);
   status = nr_plan_run(plan, NULL, workspace.data, workspace.size, stream);
   nr_plan_destroy(plan);
   if (status == NR_OK)
-    status = nr_cuda_stream_synchronize(0, stream);
-  nr_cuda_stream_free(0, stream);
+    status = nr_cuda->stream_synchronize(0, stream);
+  nr_cuda->stream_free(0, stream);
   device_free(&workspace);
   return status;
 }

@@ -1,5 +1,5 @@
-/* `--device cuda` on a test program's command line: its fixtures then run on the first CUDA device. Where there is none
-   the program says so and ends with 77, which CTest counts as skipped. */
+/* `--device cuda` on a test program's command line: its fixtures then run on the first CUDA device, which is device 0
+   of the ACL runtime. Where there is none the program says so and ends with 77, which CTest counts as skipped. */
 #ifndef NR_TESTS_DEVICE_H
 #define NR_TESTS_DEVICE_H
 
@@ -12,8 +12,8 @@
 nr_backend device_backend(void);
 static inline bool device_is_cuda(void) { return device_backend() == NR_BACKEND_CUDA; }
 
-/* Device memory that is as far past a multiple of 256 as `like` is, with the bytes of `like`, unless that is NULL. Failures
-   end the test. */
+/* Device memory that is as far past a multiple of 256 as `like` is, with the bytes of `like`, unless that is NULL.
+   Failures end the test. */
 typedef struct device_block {
   void *base, *data;
   size_t size;
