@@ -9,6 +9,7 @@ from torch._functorch import config as functorch_config
 
 import native
 from cases import Case, Segment, gradient
+from rope import rotate
 
 
 class Variant:
@@ -118,17 +119,6 @@ class Ours(Variant):
 def _part(joined: Tensor, s: Segment) -> Tensor:
     """A stream's rows in a joined tensor, as [B, S, N, D]."""
     return joined[:, :, s.position : s.position + s.length].transpose(1, 2)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotary embedding of [B, N, S, D] as the models' sources have it: in float32, rounded at the end."""
-    if interleaved:
-        real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
-        turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    else:
-        real, imaginary = x.reshape(*x.shape[:-1], 2, -1).unbind(-2)
-        turned = torch.cat([-imaginary, real], dim=-1)
-    return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
 class NormRopeConcat(nn.Module):

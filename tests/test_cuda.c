@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -254,9 +255,9 @@ static void runtime_on_the_device(void **state) {
 }
 
 int main(void) {
-  if (!device_is_cuda()) { /* without `--device cuda` there is nothing to test */
-    print_message("skipped: not asked to use a device\n");
-    return 0;
+  if (!device_is_cuda()) {
+    fprintf(stderr, "expected --device cuda\n");
+    return 2;
   }
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_run_has_the_same_bits), cmocka_unit_test(a_graph_captures_a_run),
