@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The operator on a CUDA device beside PyTorch: eager, torch.compile, and separate kernels where they are installed.
 
-Presets come from `normrope info --json`. Everything is held against PyTorch in float32 before it is timed, by graph replay
-where a variant can be captured and by events otherwise, over several sets of tensors that exceed the second-level cache.
-JSON to standard output.
+Presets come from `normrope info --json`. Everything is held against PyTorch in float32 before it is timed, by graph
+replay where a variant can be captured and by events otherwise, over sets of tensors that exceed the second-level
+cache. JSON to standard output.
 """
 
 import argparse
@@ -60,6 +60,7 @@ class Problem:
 
     @property
     def bytes(self) -> int:
+        """About what a set takes, with its results."""
         return sum(t.numel() * t.element_size() for t in (*self.x.values(), *self.grads.values())) * 2
 
 
@@ -71,6 +72,7 @@ class Module(nn.Module):
         self.p, self.norm, self.rope = problem, norm, rope
 
     def forward(self, x: dict, weight: dict, bias: dict, cos: Tensor, sin: Tensor) -> list[Tensor]:
+        """The joined tensors."""
         joined = []
         for part in "qkv":
             streams = []
@@ -89,6 +91,7 @@ class Module(nn.Module):
 
 
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own: LayerNorm where there is a bias, else RMSNorm."""
     if bias is None:
         return nn.functional.rms_norm(x, x.shape[-1:], weight, 1e-6)
     return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-6)
@@ -130,9 +133,11 @@ class Torch:
         self.leaves = [t for group in self.inputs for t in group.values()]
 
     def forward(self) -> list[Tensor]:
+        """The outputs, with their graph."""
         return self.call(*self.inputs, self.p.cos, self.p.sin)
 
     def prepare(self, direction: str) -> Callable[[], list[Tensor]]:
+        """What is timed: it returns outputs, or gradients of rows, weights and biases."""
         if direction == "forward":
             return self.forward
         outputs, grads = self.forward(), list(self.p.grads.values())
@@ -206,6 +211,7 @@ class Ours:
         return [t for group in (self.grad_x, self.grad_weight, self.grad_bias) for t in group.values()]
 
     def prepare(self, direction: str) -> Callable[[], list[Tensor]]:
+        """As Torch's."""
         self._run("forward")
         return lambda: self._run(direction)
 
@@ -279,7 +285,7 @@ def compare(preset: dict, dtype: torch.dtype, direction: str, library: native.Li
             if off > TOLERANCE[dtype] * (4 if name != "operator" else 1):
                 raise ValueError(f"differs from float32 by {off:.2g} of the largest value")
             found[name] = microseconds(works, repeat)
-        except Exception as error:  # noqa: BLE001  others' kernels fail in their own ways
+        except Exception as error:  # others' kernels fail in their own ways
             if name == "operator":
                 raise
             not_taken[name] = str(error).strip().splitlines()[-1][:200] if str(error) else type(error).__name__
@@ -291,6 +297,7 @@ def compare(preset: dict, dtype: torch.dtype, direction: str, library: native.Li
 
 
 def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--preset", default="flux-ln,flux", help="with commas (flux-ln,flux)")

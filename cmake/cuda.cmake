@@ -1,8 +1,9 @@
-# The CUDA backend, by NORMROPE_CUDA: adds to NR_SOURCES and sets NR_CUDA_INCLUDES and NR_CUDA_LIBRARIES. Its kernels are
-# compiled for NR_CUDA_TARGETS; the runtime is linked statically and finds the driver when the program first asks for a
-# device, so the library runs where there is none.
+# The CUDA backend, by NORMROPE_CUDA: adds to NR_SOURCES and sets NR_CUDA_INCLUDES, NR_CUDA_LIBRARIES and, for who links the
+# installed static library, NR_CUDA_STATIC (names and paths). The CUDA runtime is linked statically and finds the driver
+# when a program first asks for a device, so the library runs where there is none.
 set(NR_CUDA_INCLUDES "")
 set(NR_CUDA_LIBRARIES "")
+set(NR_CUDA_STATIC "")
 set(NR_CUDA_BACKEND OFF)
 if(NORMROPE_CUDA STREQUAL "SHIM")
   set(NR_CUDA_BACKEND SHIM)
@@ -37,6 +38,8 @@ if(NR_CUDA_BACKEND STREQUAL "ON")
   find_package(CUDAToolkit REQUIRED)
   set(NR_CUDA_INCLUDES ${CUDAToolkit_INCLUDE_DIRS})
   set(NR_CUDA_LIBRARIES CUDA::cudart_static)
+  set(NR_CUDA_STATIC ${CUDA_cudart_static_LIBRARY} rt dl)
+  set(CMAKE_CUDA_IMPLICIT_LINK_LIBRARIES "") # kernels need no C++ library
 elseif(NR_CUDA_BACKEND STREQUAL "SHIM")
   set(CMAKE_CXX_VISIBILITY_PRESET hidden)
   enable_language(CXX)
@@ -44,6 +47,7 @@ elseif(NR_CUDA_BACKEND STREQUAL "SHIM")
   list(APPEND NR_SOURCES ${PROJECT_SOURCE_DIR}/tests/cuda_shim/shim.cpp)
   set_source_files_properties(${NR_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
     "-xc++;-std=c++17;-Wno-unknown-pragmas;-Wno-shadow;--coverage")
+  set(NR_CUDA_STATIC gcov stdc++)
   set(NR_CUDA_LIBRARIES gcov) # counts lines: tests/check_cuda_coverage.sh
 endif()
 set(NR_CUDA_BACKEND ${NR_CUDA_BACKEND} PARENT_SCOPE) # the tests ask

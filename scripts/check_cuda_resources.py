@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What the assembler says about the CUDA kernels, for every target that the library is built for, as a table.
 
-Fails where a kernel spills registers or has local memory, or where it has more registers than its launch allows. Without
-nvcc it says so and does nothing.
+Fails where a kernel spills registers or has local memory, or has so many registers that no block fits. Without nvcc it
+says so and does nothing.
 """
 
 import re
@@ -21,6 +21,7 @@ THREADS = {"general": 64, "tables": 256, "sums": 512}
 
 
 def kernel_name(mangled: str) -> str:
+    """Dtype, form and direction, from a mangled name."""
     found = re.match(r"_ZN2nr4rowsINS_\d+(\w+?)ELi(\d)ELb(\d)E", mangled)
     if not found:
         return re.sub(r"_ZN2nr\d+([a-z]+).*", r"\1", mangled)
@@ -29,6 +30,7 @@ def kernel_name(mangled: str) -> str:
 
 
 def compile_one(source: Path, target: str, folder: str) -> list[tuple]:
+    """Of each kernel: name, target, stack, spill stores, spill loads, registers."""
     output = Path(folder) / f"{source.stem}.{target}.cubin"
     command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'src'}", f"-I{ROOT / 'include'}", "-cubin"]
     command += [f"-arch={target}", "-Xptxas", "-v", str(source), "-o", str(output)]
@@ -44,6 +46,7 @@ def compile_one(source: Path, target: str, folder: str) -> list[tuple]:
 
 
 def main() -> int:
+    """The table."""
     if not shutil.which("nvcc"):
         print("no nvcc here: the CUDA kernels were not compiled")
         return 0

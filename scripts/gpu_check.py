@@ -23,6 +23,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZED = ("test_cuda", "test_strides", "test_general")
 SANITIZED_CASES = "60"
 NO_DEVICE = 2
+NO_SANITIZER = "left out: no compute-sanitizer"
 
 
 def missing() -> str | None:
@@ -50,9 +51,10 @@ class Check:
 
     @property
     def left(self) -> float:
+        """Seconds that there still are."""
         return self.seconds - (time.monotonic() - self.start)
 
-    def run(self, name: str, command: list, limit: float, environment: dict | None = None, **options) -> str | None:
+    def run(self, name: str, command: list, limit: float, environment: dict | None = None) -> str | None:
         """Runs a step for at most so many seconds; its standard output, or None if it failed."""
         begun = time.monotonic()
         limit = min(limit, self.left)
@@ -71,7 +73,6 @@ class Check:
                     timeout=limit,
                     env=os.environ | (environment or {}),
                     cwd=ROOT,
-                    **options,
                 )
                 output = done.stdout
                 self.log.write(output)
@@ -86,10 +87,12 @@ class Check:
 
     @property
     def failures(self) -> list[str]:
-        return [f"{s['step']}: {s['result']}" for s in self.steps if s["result"] != "passed"]
+        """Steps that were not passed; those left out for lack of a tool are not counted."""
+        return [f"{s['step']}: {s['result']}" for s in self.steps if s["result"] not in ("passed", NO_SANITIZER)]
 
 
 def build(check: Check) -> bool:
+    """Library, command, tests, benchmark."""
     configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DNORMROPE_CUDA=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
         configure += ["-G", "Ninja"]
@@ -101,16 +104,18 @@ def build(check: Check) -> bool:
 
 
 def test(check: Check) -> None:
+    """What can run on a device, which nothing may skip here."""
     output = check.run("tests on the device", ["ctest", "--test-dir", BUILD, "-R", "^device_", "--no-tests=error"], 120)
     if output is not None and "Skipped" in output:
         check.steps[-1]["result"] = "failed: tests were skipped"
 
 
 def sanitize(check: Check) -> None:
+    """Some of the tests under each of the sanitizer's tools."""
     tool = shutil.which("compute-sanitizer")
     if not tool:
-        check.steps.append({"step": "sanitizers", "result": "left out: no compute-sanitizer", "seconds": 0})
-        print(f"{'sanitizers':44} left out: no compute-sanitizer")
+        check.steps.append({"step": "sanitizers", "result": NO_SANITIZER, "seconds": 0})
+        print(f"{'sanitizers':44} {NO_SANITIZER}")
         return
     for name in SANITIZERS:
         for program in SANITIZED:
@@ -119,6 +124,7 @@ def sanitize(check: Check) -> None:
 
 
 def compare(check: Check, repeat: int) -> dict:
+    """Times beside a copy, and beside PyTorch where it is."""
     report = {}
     output = check.run("benchmark", [BUILD / "bin/gpu_bench", "--repeat", repeat], 120)
     if output:
@@ -142,6 +148,7 @@ def compare(check: Check, repeat: int) -> dict:
 
 
 def as_text(report: dict) -> str:
+    """The report, for reading."""
     lines = [report["device"], report["command"], ""]
     lines += [f"{s['step']:44} {s['result']:24} {s['seconds']:6.1f} s" for s in report["steps"]]
     if "benchmark" in report:
@@ -149,8 +156,8 @@ def as_text(report: dict) -> str:
         for r in report["benchmark"]["results"]:
             us = r["microseconds"]["operator"]["median"], r["microseconds"]["copy"]["median"]
             lines.append(
-                f"{r['preset']:14} {r['dtype']:9} {r['direction']:9} {r['bytes'] / 1e6:9.1f} {us[0]:10.1f} {us[1]:10.1f}"
-                f" {r['bandwidth_of_copy']:8.1%}"
+                f"{r['preset']:14} {r['dtype']:9} {r['direction']:9} {r['bytes'] / 1e6:9.1f} {us[0]:10.1f} "
+                f"{us[1]:10.1f} {r['bandwidth_of_copy']:8.1%}"
             )
     if "torch" in report:
         lines += ["", f"PyTorch {report['torch']['torch']}: microseconds, and how many times the operator's"]
@@ -163,6 +170,7 @@ def as_text(report: dict) -> str:
 
 
 def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=15, help="samples of each time (15)")
     parser.add_argument("--seconds", type=float, default=450, help="what all of it may take (450)")

@@ -256,28 +256,27 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* The two sums over all threads of the block; `parity` alternates from call to call, which saves a barrier. */
-  static __device__ __forceinline__ void block_sum(float &a, exact_sum &b, int parity) {
+  static __device__ __forceinline__ void block_sum(exact_sum &a, exact_sum &b, int parity) {
     enum { WARPS = THREADS / NR_CUDA_LANES };
-    __shared__ float parts[2][WARPS][3];
+    __shared__ float parts[2][WARPS][4];
     a = team_sum(a, NR_CUDA_LANES);
     b = team_sum(b, NR_CUDA_LANES);
     if (threadIdx.x % NR_CUDA_LANES == 0) {
-      parts[parity][threadIdx.x / NR_CUDA_LANES][0] = a;
-      parts[parity][threadIdx.x / NR_CUDA_LANES][1] = b.high;
-      parts[parity][threadIdx.x / NR_CUDA_LANES][2] = b.low;
+      float *mine = parts[parity][threadIdx.x / NR_CUDA_LANES];
+      mine[0] = a.high, mine[1] = a.low, mine[2] = b.high, mine[3] = b.low;
     }
     __syncthreads();
-    a = 0;
-    b = {0, 0};
+    a = b = {0, 0};
     NR_UNROLL
     for (int w = 0; w < WARPS; w++) {
-      a += parts[parity][w][0];
-      b = plus(b, {parts[parity][w][1], parts[parity][w][2]});
+      const float *one = parts[parity][w];
+      a = plus(a, {one[0], one[1]});
+      b = plus(b, {one[2], one[3]});
     }
   }
 
-  /* What a norm knows about the row or rows: forward the first mean, what it lacks and rstd; backward the two means of
-     dxhat and dxhat * xhat. */
+  /* What a norm knows about the row or rows: forward the first mean, what it lacks and rstd; backward the sums of dxhat
+     and of dxhat * xhat. */
   struct moments {
     float first, second, rstd;
   };
@@ -288,6 +287,21 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     for (int i = 4; i < M; i++)
       part[i % 4] += v[i];
     return (part[0] + part[1]) + (part[2] + part[3]);
+  }
+
+  static __device__ __forceinline__ float magnitude_of(const float *v) {
+    float part[4] = {0, 0, 0, 0};
+    NR_UNROLL
+    for (int i = 0; i < M; i++)
+      part[i % 4] += fabsf(v[i]);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+  }
+
+  /* From the sums of the rows and of their magnitudes, a mean with so few digits that subtracting it loses none: else
+     all deviations were rounded by the same amount, which their sum would show. */
+  __device__ __forceinline__ float first_mean(float sum, float magnitudes) const {
+    float mean = sum * g.count_inverse, grid = magnitudes * g.count_inverse * 0x1p13f;
+    return grid < 0x1p127f ? (mean + grid) - grid : mean;
   }
 
   /* Sums of v - m and of its squares. */
@@ -305,8 +319,9 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
 
   /* From the sums of deviations from `of.first`. Where variance and eps are small they are scaled by 2^120, out of the
      range where floats have few digits. */
-  __device__ __forceinline__ void measure(moments &of, float sum, exact_sum squares) const {
-    of.second = centres() && sum == sum ? sum * g.count_inverse : 0; /* an infinite mean lacks nothing */
+  __device__ __forceinline__ void measure(moments &of, exact_sum sum, exact_sum squares) const {
+    float lacks = fmaf(sum.high, g.count_inverse, sum.low * g.count_inverse);
+    of.second = centres() && lacks == lacks ? lacks : 0; /* an infinite mean lacks nothing */
     bool small = squares.high * g.count_inverse < 0x1p-60f && g.eps < 0x1p-60f;
     float scale = small ? 0x1p120f : 1, high = squares.high * scale, low = squares.low * scale;
     float rest = of.second * (small ? 0x1p60f : 1);
@@ -344,26 +359,31 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* One row forward, in the given pass; false if the pass only measures, and `a`, `b` have grown by this row. */
-  __device__ __forceinline__ bool forward(float *v, moments &of, int pass, bool is, float &a, exact_sum &b) const {
+  __device__ __forceinline__ bool forward(float *v, moments &of, int pass, bool is, exact_sum &a, exact_sum &b) const {
     if (!g.normalises)
       return true;
     if (pass == PASS_MEAN) {
-      a += sum_of(v);
+      a.high += sum_of(v);
+      b.high += magnitude_of(v);
       return false;
     }
     if (pass == PASS_MOMENTS) {
       float sum, squares;
       deviations(v, of.first, sum, squares);
-      a += is ? sum : 0;
+      a = plus(a, {is ? sum : 0, 0});
       b = plus(b, {is ? squares : 0, 0});
       return false;
     }
     if (!all_heads()) {
       float sum, squares;
-      of.first = centres() ? team_sum(sum_of(v), g.lanes) * g.count_inverse : 0;
+      of.first = 0;
+      if (centres())
+        of.first = first_mean(team_sum(sum_of(v), g.lanes), team_sum(magnitude_of(v), g.lanes));
       deviations(v, of.first, sum, squares);
-      sum = team_sum(sum, g.lanes);
-      measure(of, sum, team_sum(exact_sum{squares, 0}, g.lanes));
+      exact_sum total = {0, 0};
+      if (centres())
+        total = team_sum(exact_sum{sum, 0}, g.lanes);
+      measure(of, total, team_sum(exact_sum{squares, 0}, g.lanes));
     }
     return true;
   }
@@ -389,8 +409,9 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* One row backward from dy and x: the gradient of x in place of dy. False as forward's. */
-  __device__ __forceinline__ bool backward(float *dy, float *x, const row &r, moments &of, int pass, bool is, float &a,
-                                           exact_sum &b, float *weight_sum, float *bias_sum, int i) const {
+  __device__ __forceinline__ bool backward(float *dy, float *x, const row &r, moments &of, int pass, bool is,
+                                           exact_sum &a, exact_sum &b, float *weight_sum, float *bias_sum,
+                                           int i) const {
     if (!g.normalises)
       return true;
     NR_UNROLL
@@ -436,17 +457,19 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
         sum = sum_of(dy);
       product[0] = (product[0] + product[1]) + (product[2] + product[3]);
       if (pass != PASS_OUTPUT) {
-        a += is ? sum : 0;
+        a.high += is ? sum : 0;
         b.high += is ? product[0] : 0;
         return false;
       }
-      of.first = centres() ? team_sum(sum, g.lanes) * g.count_inverse : 0;
-      of.second = team_sum(product[0], g.lanes) * g.count_inverse;
+      of.first = centres() ? team_sum(sum, g.lanes) : 0;
+      of.second = team_sum(product[0], g.lanes);
     }
-    float centre = r.rstd * of.first, slope = r.rstd * of.second;
+    bool small = fabsf(of.first) < 0x1p-90f && fabsf(of.second) < 0x1p-90f; /* and few digits, unless scaled */
+    float up = small ? 0x1p60f : 1, down = small ? 0x1p-60f : 1;
+    float centre = r.rstd * (of.first * up * g.count_inverse), slope = r.rstd * (of.second * up * g.count_inverse);
     NR_UNROLL
     for (int k = 0; k < M; k++)
-      dy[k] = fmaf(r.rstd, dy[k], -fmaf(x[k], slope, centre));
+      dy[k] = fmaf(r.rstd, dy[k], -(fmaf(x[k], slope, centre) * down));
     return true;
   }
 
@@ -505,8 +528,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     fetch(now, here, head(0));
     for (int o = 0; o < tokens; o++) {
       for (int pass = first_pass; pass <= PASS_OUTPUT; pass++) {
-        float a = 0;
-        exact_sum b = {0, 0};
+        exact_sum a = {0, 0}, b = {0, 0};
         for (int i = 0; i < heads; i++) {
           bool last = i + 1 == heads;
           token next = here;
@@ -531,20 +553,21 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 
   /* What the rows of a token's heads add up to. */
-  __device__ __forceinline__ void join(moments &of, int pass, float a, exact_sum b, int parity) const {
+  __device__ __forceinline__ void join(moments &of, int pass, exact_sum a, exact_sum b, int parity) const {
     block_sum(a, b, parity);
     if (BACKWARD) {
-      of.first = centres() ? a * g.count_inverse : 0;
-      of.second = b.high * g.count_inverse;
+      of.first = centres() ? a.high : 0;
+      of.second = b.high;
     } else if (pass == PASS_MEAN) {
-      of.first = a * g.count_inverse;
+      of.first = first_mean(a.high, b.high);
     } else {
       measure(of, a, b);
     }
   }
 
   __device__ __forceinline__ void work(const row &r, const token &t, int i, int pass, bool new_block, bool new_token,
-                                       moments &of, float &a, exact_sum &b, float *weight_sum, float *bias_sum) const {
+                                       moments &of, exact_sum &a, exact_sum &b, float *weight_sum,
+                                       float *bias_sum) const {
     int32_t n = head(i);
     if (g.copies) {
       char *out = row_of(g.out, t.b, t.s, n);
