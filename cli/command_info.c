@@ -15,7 +15,7 @@ static const struct {
   const char *name, *meaning;
 } knobs[] = {{"NORMROPE_ISA", "CPU instruction set to use"},
              {"NORMROPE_NUM_THREADS", "threads of a run (default: OpenMP's rule)"},
-             {"NORMROPE_DEVICES", "order of the devices, such as cuda,cpu"},
+             {"NORMROPE_DEVICES", "devices of the runtime, in order, such as cuda,cpu"},
              {"NORMROPE_VERBOSE", "none, error, dispatch or profile: what to say on stderr"}};
 enum { NUM_KNOBS = sizeof knobs / sizeof *knobs };
 
