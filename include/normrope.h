@@ -116,8 +116,8 @@ typedef struct nr_view {
  * is filled with zeros. An output may not overlap itself, an input or another output, except that y may be exactly x
  * (same address, strides and dtype), and grad_x exactly x or grad_y, of the same segment.
  *
- * For NR_BACKEND_CPU and NR_BACKEND_CUDA x, y, grad_x, grad_y share one dtype of F32, F16, BF16; mean and rstd are F32; parameters and
- * tables may each have a dtype of their own, of these three.
+ * For NR_BACKEND_CPU and NR_BACKEND_CUDA x, y, grad_x, grad_y share one dtype of F32, F16, BF16; mean and rstd are F32;
+ * parameters and tables may each have a dtype of their own, of these three.
  */
 typedef struct nr_segment {
   size_t struct_size; /* sizeof(nr_segment) as the caller knows it: new fields come last and default to zero */

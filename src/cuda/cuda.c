@@ -23,11 +23,12 @@ static const void *const (*const row_kernels[])[2] = {
  * of blocks fill the device evenly) and long beside its sums, which it writes once.
  */
 enum {
-  CHUNK_HEADS = 12,       /* about so many heads take turns with one token's tables */
-  TEAM_ROWS = 64,         /* at most so many rows are added up in one float32 */
-  CHUNKS_WANTED = 512,    /* of a segment, before chunks get longer */
-  HEADS_CHUNK_TOKENS = 8, /* the least, where each chunk has sums of N * D columns */
-  SHARED_BYTES = 96 << 10 /* that every device of compute capability 8.0 and up lets a block have */
+  CHUNK_HEADS = 12,        /* about so many heads take turns with one token's tables */
+  TEAM_ROWS = 64,          /* at most so many rows are added up in one float32 */
+  CHUNKS_WANTED = 512,     /* of a segment, before chunks get longer */
+  HEADS_CHUNK_TOKENS = 8,  /* the least, where each chunk has sums of N * D columns */
+  SHARED_BYTES = 96 << 10, /* that every device of compute capability 8.0 and up lets a block have */
+  FREE_SHARED = 40 << 10   /* that a block has without asking, whatever else a kernel has there */
 };
 
 /* Bytes that a run reads and writes from which on its outputs pass by the caches. */
@@ -189,14 +190,16 @@ static size_t book(nr_plan *plan, size_t bytes) {
   return at;
 }
 
-/* Kernels count positions, columns and blocks in 32 bits; offsets in memory are 64. */
+/* Kernels count positions, columns and blocks in 32 bits, positions a little past the end; offsets in memory are 64. */
+enum { MAX_POSITIONS = 1 << 30 };
+
 static nr_status check_size(const nr_segment *s, int32_t i, int64_t blocks) {
   int64_t columns = larger(1, s->heads) * s->dim;
-  if (s->batch * s->length <= INT32_MAX && columns <= INT32_MAX && blocks <= INT32_MAX)
+  if (s->batch * s->length <= MAX_POSITIONS && columns <= INT32_MAX && blocks <= INT32_MAX)
     return NR_OK;
   return nr_fail(NR_ERROR_UNSUPPORTED,
                  "segment %" PRId32 ": batch %" PRId64 ", length %" PRId64 ", heads %" PRId64
-                 ", more than the cuda backend counts, expected at most 2^31 - 1 positions",
+                 ", more than the cuda backend counts, expected at most 2^30 positions",
                  i, s->batch, s->length, s->heads);
 }
 
@@ -340,7 +343,7 @@ static nr_status put(const void *kernel, int64_t blocks, int threads, size_t sha
                                .attrs = &attribute,
                                .numAttrs = waits_inside};
   cudaError_t error = cudaSuccess;
-  if (shared > 48 << 10)
+  if (shared > FREE_SHARED)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
   if (error == cudaSuccess)
     error = cudaLaunchKernelExC(&config, kernel, &params);
