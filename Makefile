@@ -3,14 +3,14 @@ PREFIX ?= /usr/local
 WERROR ?= ON
 GENERATOR = $(if $(shell command -v ninja),-G Ninja)
 JOBS ?= $(shell nproc)
-SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
-  tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp)
+SOURCES = $(wildcard $(addprefix include/,*.h */*.h) $(addprefix src/,*/*.cu */*.cuh */*.[ch] */*/*.[ch] */*.inl */*/*.inl) cli/*.[ch] \
+  tests/*.[ch] tests/*/*.[ch] tests/*/*.cpp examples/*.c examples/*.cpp bench/*.[ch])
 
 # Of Python: what the package's tests, checks and benchmark need, and where the package itself is installed.
 PYTHON_TOOLS = build/python/tools
 PYTHON = build/python/env/bin/python
 
-.PHONY: all setup demo test python bench bench-torch bench-blocks plot format check-format check-python install clean
+.PHONY: all setup demo test python bench bench-torch bench-blocks gpu-check plot format check-format check-python install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
 	@cmake --build build --parallel $(JOBS)
@@ -43,6 +43,11 @@ bench-torch: python
 # A training step of diffusers' blocks, patched and not; `make bench-blocks BENCH_BLOCKS="--block flux"` passes options on.
 bench-blocks: python
 	@$(PYTHON) -m normrope.bench.blocks $(BENCH_BLOCKS)
+
+# On a machine with an NVIDIA device: builds, tests, sanitizes and measures there, in under 8 minutes, and writes
+# build/gpu/report.json and report.txt.
+gpu-check: setup
+	@scripts/gpu_check.py $(GPU_CHECK)
 
 # make plot PLOT="build/bench.json build/torch.json -o docs/performance.svg"
 plot: python

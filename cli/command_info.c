@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "cli/device.h"
 #include "cli/presets.h"
 #include "cli/run.h"
 #include <jansson.h>
@@ -14,7 +15,7 @@ static const struct {
   const char *name, *meaning;
 } knobs[] = {{"NORMROPE_ISA", "CPU instruction set to use"},
              {"NORMROPE_NUM_THREADS", "threads of a run (default: OpenMP's rule)"},
-             {"NORMROPE_DEVICES", "order of the devices, such as cuda,cpu"},
+             {"NORMROPE_DEVICES", "devices of the runtime, in order, such as cuda,cpu"},
              {"NORMROPE_VERBOSE", "none, error, dispatch or profile: what to say on stderr"}};
 enum { NUM_KNOBS = sizeof knobs / sizeof *knobs };
 
@@ -48,11 +49,14 @@ static int print_json(void) {
     nr_recipe recipe = nr_preset_recipe(i);
     json_array_append_new(presets, preset_json(&recipe));
   }
+  json_t *machine = json_array();
   for (int i = 0; i < NR_NUM_DEVICES; i++)
-    json_array_append_new(devices, json_string(nr_devices[i]));
-  json_t *all = json_pack("{s:s, s:o, s:s, s:i, s:o, s:o, s:o}", "version", nr_version(), "isas", isas, "default_isa",
-                          nr_isa_default(), "threads", (int)nr_default_threads(), "devices", devices, "environment",
-                          settings, "presets", presets);
+    json_array_append_new(devices, json_string(nr_devices[i].name));
+  for (int i = 0; nr_runtime_device(i); i++)
+    json_array_append_new(machine, json_string(nr_runtime_device(i)));
+  json_t *all = json_pack("{s:s, s:o, s:s, s:i, s:o, s:o, s:o, s:o}", "version", nr_version(), "isas", isas,
+                          "default_isa", nr_isa_default(), "threads", (int)nr_default_threads(), "devices", devices,
+                          "runtime_devices", machine, "environment", settings, "presets", presets);
   char *text = all ? json_dumps(all, JSON_INDENT(2)) : NULL;
   json_decref(all);
   if (!text) {
@@ -71,7 +75,10 @@ static void print_text(void) {
   printf("\nin use:            %s\nthreads:           %" PRId32 "\ndevices:         ", nr_isa_default(),
          nr_default_threads());
   for (int i = 0; i < NR_NUM_DEVICES; i++)
-    printf("  %s", nr_devices[i]);
+    printf("  %s", nr_devices[i].name);
+  printf("\nfound here:      ");
+  for (int i = 0; nr_runtime_device(i); i++)
+    printf("  %d: %s", i, nr_runtime_device(i));
   puts("\n\nenvironment:");
   for (int i = 0; i < NUM_KNOBS; i++) {
     const char *value = getenv(knobs[i].name);

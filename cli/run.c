@@ -3,12 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/device.h"
+
 enum { ALIGNMENT = 64 };
 
-const char *const nr_devices[NR_NUM_DEVICES] = {[NR_BACKEND_CPU] = "cpu", [NR_BACKEND_REFERENCE] = "reference"};
-
 /* A problem that no backend takes is the file's fault, anything else the run's. */
-static int fail(nr_status status, const char *path, nr_message *message) {
+int nr_run_failure(nr_status status, const char *path, nr_message *message) {
   bool file = status == NR_ERROR_NULL || status == NR_ERROR_INVALID || status == NR_ERROR_UNSUPPORTED;
   return nr_refuse(message, file ? NR_EXIT_FILE : NR_EXIT_RUN, "%s: %s", path, nr_last_error());
 }
@@ -22,10 +22,12 @@ int nr_run_segments(const nr_segment *segments, int num_segments, nr_direction d
   problem.num_segments = num_segments;
   problem.num_threads = options->threads;
   problem.isa = options->isa;
+  if (problem.backend == NR_BACKEND_CUDA)
+    return nr_run_on_cuda(&problem, path, message);
   nr_plan *plan;
   nr_status status = nr_plan_create(&plan, &problem);
   if (status != NR_OK)
-    return fail(status, path, message);
+    return nr_run_failure(status, path, message);
   size_t size = (nr_plan_workspace_size(plan) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   void *workspace = size ? aligned_alloc(ALIGNMENT, size) : NULL;
   int code = NR_EXIT_OK;
@@ -34,7 +36,7 @@ int nr_run_segments(const nr_segment *segments, int num_segments, nr_direction d
   if (!code) {
     status = nr_plan_run(plan, NULL, workspace, size, NULL);
     if (status != NR_OK)
-      code = fail(status, path, message);
+      code = nr_run_failure(status, path, message);
   }
   free(workspace);
   nr_plan_destroy(plan);
@@ -46,11 +48,11 @@ int nr_run_option(nr_run_options *options, const nr_command *command, int key, c
   switch (key) {
   case NR_KEY_DEVICE:
     for (int i = 0; i < NR_NUM_DEVICES; i++)
-      if (!strcmp(nr_devices[i], argument)) {
-        options->backend = (nr_backend)i;
+      if (!strcmp(nr_devices[i].name, argument)) {
+        options->backend = nr_devices[i].backend;
         return NR_EXIT_OK;
       }
-    return nr_usage(command, "--device %s, expected cpu or reference", argument);
+    return nr_usage(command, "--device %s, expected cpu, cuda or reference", argument);
   case NR_KEY_THREADS:
     if (!nr_parse_integer(argument, 1, 1024, &threads))
       return nr_usage(command, "--threads %s, expected a number from 1 to 1024", argument);

@@ -16,6 +16,9 @@ typedef struct nr_run_options {
 int nr_run_segments(const nr_segment *segments, int num_segments, nr_direction direction, const nr_run_options *options,
                     const char *path, nr_message *message);
 
+/* An exit code for a call of the library that failed, and the message. */
+int nr_run_failure(nr_status status, const char *path, nr_message *message);
+
 /* Understands the values of --device, --threads and --isa (by option key), complaining about bad ones. Returns an exit
    code; other keys are a mistake. */
 enum { NR_KEY_DEVICE = 0x100, NR_KEY_THREADS, NR_KEY_ISA, NR_KEY_JSON, NR_KEY_PROGRESS, NR_KEY_FIRST_FREE };
@@ -23,7 +26,7 @@ int nr_run_option(nr_run_options *options, const nr_command *command, int key, c
 
 /* The rows of an option table that describe them. */
 #define NR_RUN_OPTION_ROWS                                                                                             \
-  {"device", NR_KEY_DEVICE, "NAME", "cpu (default) or reference, the slow definition in double precision"},            \
+  {"device", NR_KEY_DEVICE, "NAME", "cpu (default), cuda, or reference, the slow definition in double precision"},     \
       {"threads", NR_KEY_THREADS, "N", "threads to run with; never changes a bit of the results"}, {                   \
     "isa", NR_KEY_ISA, "NAME", "CPU instruction set, as 'normrope info' lists them"                                    \
   }
@@ -32,9 +35,5 @@ int nr_run_option(nr_run_options *options, const nr_command *command, int key, c
   { "progress", NR_KEY_PROGRESS, NULL, "show progress even where stderr is no terminal" }
 #define NR_JSON_OPTION_ROW                                                                                             \
   { "json", NR_KEY_JSON, NULL, "print JSON instead of a table" }
-
-/* For docs and info: the devices that --device takes. */
-extern const char *const nr_devices[];
-enum { NR_NUM_DEVICES = 2 };
 
 #endif

@@ -35,7 +35,7 @@ file(RELATIVE_PATH pc_prefix ${pkgconfig} ${CMAKE_INSTALL_PREFIX})
 string(REGEX REPLACE "/$" "" pc_prefix ${pc_prefix})
 file(RELATIVE_PATH pc_libdir ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL_LIBDIR})
 file(RELATIVE_PATH pc_includedir ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL_INCLUDEDIR})
-list(TRANSFORM NR_SYSTEM_LIBRARIES PREPEND "-l" OUTPUT_VARIABLE pc_private)
+list(TRANSFORM NR_SYSTEM_LIBRARIES REPLACE "^([^/].*)$" "-l\\1" OUTPUT_VARIABLE pc_private) # paths stay as they are
 list(JOIN pc_private " " pc_private)
 configure_file(cmake/normrope.pc.in normrope.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/normrope.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -90,8 +90,10 @@ typedef enum nr_direction { NR_FORWARD = 0, NR_BACKWARD = 1 } nr_direction;
 typedef enum nr_backend {
   NR_BACKEND_CPU = 0,
   NR_BACKEND_REFERENCE = 1, /* the definition: double precision, one thread, any mixture of dtypes, slow */
-  NR_BACKEND_MAGNITUDE = 2  /* the reference's formulas with every term replaced by its magnitude: a result's yardstick
+  NR_BACKEND_MAGNITUDE = 2, /* the reference's formulas with every term replaced by its magnitude: a result's yardstick
                                for rounding errors (docs/numerics.md) */
+  NR_BACKEND_CUDA = 3       /* an NVIDIA device of compute capability 8.0 or more: the thread's current one when a plan
+                               runs. All addresses are the device's, the workspace too (docs/cuda.md) */
 } nr_backend;
 
 /* A strided array of elements, indexed [batch, sequence, head, channel]. The library never owns the memory. */
@@ -114,8 +116,8 @@ typedef struct nr_view {
  * is filled with zeros. An output may not overlap itself, an input or another output, except that y may be exactly x
  * (same address, strides and dtype), and grad_x exactly x or grad_y, of the same segment.
  *
- * For NR_BACKEND_CPU x, y, grad_x, grad_y share one dtype of F32, F16, BF16; mean and rstd are F32; parameters and
- * tables may each have a dtype of their own, of these three.
+ * For NR_BACKEND_CPU and NR_BACKEND_CUDA x, y, grad_x, grad_y share one dtype of F32, F16, BF16; mean and rstd are F32;
+ * parameters and tables may each have a dtype of their own, of these three.
  */
 typedef struct nr_segment {
   size_t struct_size; /* sizeof(nr_segment) as the caller knows it: new fields come last and default to zero */
@@ -248,7 +250,9 @@ NR_API size_t nr_plan_workspace_size(const nr_plan *plan);
  * Runs the plan. segments: NULL for the addresses given when planning, else [num_segments] descriptors that differ from
  * the planned ones in their addresses only (anything else is INVALID); overlaps are checked again. workspace: the
  * caller's, of at least nr_plan_workspace_size bytes, its contents neither read nor meaningful afterwards. stream: NULL
- * on the CPU, where the results are there on return.
+ * on the CPU, where the results are there on return; for NR_BACKEND_CUDA a cudaStream_t (NULL: the default stream) of
+ * the current device, in which the run is queued: the call does not wait for it, so workspace and tensors stay in use
+ * until the stream has got there, and a graph may capture it. The plan may be destroyed at once.
  * Errors: NULL, INVALID, DEVICE. It allocates nothing, but what OpenMP wants for its threads.
  */
 NR_API nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *workspace, size_t workspace_size,

@@ -8,6 +8,7 @@
 #include "acl/event.h"
 #include "acl/stream.h"
 #include "base/alloc.h"
+#include "cuda/runtime.h"
 
 static _Thread_local void *current; /* a handle, perhaps stale: whoever uses it looks it up */
 static atomic_llong process_option[NR_OPTIONS];
@@ -47,7 +48,19 @@ aclError nr_context_current(nr_context **context) {
 
 void nr_context_release(nr_context *context) { nr_handle_release(context->handle); }
 
-void nr_context_make_current(void *handle) { current = handle; }
+/* With it the device becomes CUDA's current one, for runs of the native interface. */
+static void make_current(void *handle, int32_t device) {
+  current = handle;
+  if (nr_device_cuda(device) >= 0)
+    nr_cuda->use(nr_device_cuda(device));
+}
+
+void nr_context_make_current(void *handle) {
+  nr_context *context = nr_handle_acquire(NR_HANDLE_CONTEXT, handle);
+  make_current(handle, context ? context->device : -1);
+  if (context)
+    nr_context_release(context);
+}
 
 int32_t nr_context_current_device(void) {
   nr_context *context = nr_handle_acquire(NR_HANDLE_CONTEXT, current);
@@ -103,7 +116,7 @@ aclError aclrtCreateContext(aclrtContext *context, int32_t deviceId) {
   void *handle;
   aclError error = nr_context_new(deviceId, false, &handle);
   if (error == ACL_SUCCESS)
-    *context = current = handle;
+    nr_context_make_current(*context = handle);
   return error;
 }
 
@@ -121,10 +134,11 @@ aclError aclrtDestroyContext(aclrtContext context) {
 }
 
 aclError aclrtSetCurrentContext(aclrtContext context) {
-  if (!nr_handle_acquire(NR_HANDLE_CONTEXT, context))
+  nr_context *c = nr_handle_acquire(NR_HANDLE_CONTEXT, context);
+  if (!c)
     return nr_acl_fail(ACL_ERROR_INVALID_RESOURCE_HANDLE, "aclrtSetCurrentContext: %p is no living context", context);
+  make_current(context, c->device);
   nr_handle_release(context);
-  current = context;
   return ACL_SUCCESS;
 }
 

@@ -4,8 +4,11 @@
 
 #include "acl/acl_error.h"
 #include "acl/acl_rt.h"
+#include "acl/context.h"
+#include "acl/device.h"
 #include "acl/stream.h"
 #include "base/alloc.h"
+#include "cuda/runtime.h"
 
 static aclError check_kind(aclrtMemcpyKind kind, const char *who) {
   if ((int)kind >= ACL_MEMCPY_HOST_TO_HOST && (int)kind <= ACL_MEMCPY_DEFAULT)
@@ -31,18 +34,33 @@ static aclError check_copy(const void *dst, size_t limit, const void *src, size_
   return error == ACL_SUCCESS ? check_kind(kind, who) : error;
 }
 
+/* CUDA's number of the current device, whose copies know all memory; -1 on the CPU. */
+static int32_t current_cuda(void) { return nr_device_cuda(nr_context_current_device()); }
+
+static aclError of_cuda(nr_status status, const char *who) {
+  return status == NR_OK ? ACL_SUCCESS : nr_acl_fail(ACL_ERROR_RT_FAILURE, "%s: %s", who, nr_last_error());
+}
+
 aclError aclrtMemcpy(void *dst, size_t destMax, const void *src, size_t count, aclrtMemcpyKind kind) {
   aclError error = check_copy(dst, destMax, src, count, kind, __func__);
-  if (error == ACL_SUCCESS)
-    memmove(dst, src, count);
-  return error;
+  if (error != ACL_SUCCESS)
+    return error;
+  int32_t cuda = current_cuda();
+  if (cuda >= 0)
+    return of_cuda(nr_cuda->copy(cuda, dst, src, count, NULL, true), __func__);
+  memmove(dst, src, count);
+  return ACL_SUCCESS;
 }
 
 aclError aclrtMemset(void *devPtr, size_t maxCount, int32_t value, size_t count) {
   aclError error = check_size(devPtr, maxCount, count, __func__);
-  if (error == ACL_SUCCESS)
-    memset(devPtr, value & 0xFF, count);
-  return error;
+  if (error != ACL_SUCCESS)
+    return error;
+  int32_t cuda = current_cuda();
+  if (cuda >= 0)
+    return of_cuda(nr_cuda->set(cuda, devPtr, value & 0xFF, count, NULL, true), __func__);
+  memset(devPtr, value & 0xFF, count);
+  return ACL_SUCCESS;
 }
 
 aclError aclrtMemcpy2d(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
@@ -55,6 +73,9 @@ aclError aclrtMemcpy2d(void *dst, size_t dpitch, const void *src, size_t spitch,
     return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtMemcpy2d: width %zu, expected at most spitch %zu", width, spitch);
   if (__builtin_mul_overflow(dpitch > spitch ? dpitch : spitch, height, &end) || end > PTRDIFF_MAX)
     return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtMemcpy2d: height %zu goes past the end of memory", height);
+  int32_t cuda = current_cuda();
+  if (cuda >= 0)
+    return of_cuda(nr_cuda->copy_rows(cuda, dst, dpitch, src, spitch, width, height), __func__);
   for (size_t row = 0; row < height; row++)
     memcpy((char *)dst + row * dpitch, (const char *)src + row * spitch, width);
   return ACL_SUCCESS;
@@ -82,6 +103,15 @@ static aclError queue(transfer wanted, aclrtStream stream, const char *who) {
   aclError error = nr_stream_resolve(stream, &s);
   if (error != ACL_SUCCESS)
     return error;
+  void *cuda_stream;
+  int32_t cuda = nr_stream_cuda(s, &cuda_stream);
+  if (cuda >= 0) {
+    error = of_cuda(wanted.src ? nr_cuda->copy(cuda, wanted.dst, wanted.src, wanted.count, cuda_stream, false)
+                               : nr_cuda->set(cuda, wanted.dst, wanted.value, wanted.count, cuda_stream, false),
+                    who);
+    nr_stream_release(s);
+    return error;
+  }
   transfer *t = nr_calloc(1, sizeof *t);
   if (t) {
     *t = wanted;

@@ -11,33 +11,57 @@
 #include "acl/memory.h"
 #include "acl/stream.h"
 #include "base/verbose.h"
+#include "cuda/runtime.h"
 
-/* What NORMROPE_DEVICES may name, in the order of a program that does not set it. */
-static const struct { const char *name, *soc; } known[] = {{"cpu", "CPU"}};
-enum { KNOWN = sizeof known / sizeof *known };
+enum { CPU = -1, MAX_DEVICES = 65 };
 
 typedef struct device {
-  int known;
+  int32_t cuda;  /* CUDA's number, or CPU */
   void *context; /* the default one, a handle; NULL while the device is not set */
   int64_t set;   /* aclrtSetDevice without its aclrtResetDevice */
 } device;
 
-static device devices[KNOWN];
+static device devices[MAX_DEVICES];
 static int32_t device_count;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards context and set */
 
-static void add_device(const char *name, size_t length) {
-  for (int k = 0; k < KNOWN; k++)
-    if (strlen(known[k].name) == length && memcmp(known[k].name, name, length) == 0) {
-      for (int32_t i = 0; i < device_count; i++)
-        if (devices[i].known == k)
-          return;
-      devices[device_count++].known = k;
+/* Unless it is there already. */
+static void add_device(int32_t cuda) {
+  for (int32_t i = 0; i < device_count; i++)
+    if (devices[i].cuda == cuda)
       return;
-    }
-  if (nr_verbose() >= NR_VERBOSE_ERROR)
-    nr_say("NORMROPE_DEVICES: this machine or build has no device \"%.*s\"", (int)length, name);
+  if (device_count < MAX_DEVICES)
+    devices[device_count++].cuda = cuda;
+}
+
+static void add_cuda_devices(void) {
+  for (int32_t i = 0; i < nr_cuda_count(); i++)
+    add_device(i);
+}
+
+static bool is(const char *name, size_t length, const char *word) {
+  return strlen(word) == length && memcmp(name, word, length) == 0;
+}
+
+/* The devices of one word of the list; false if there are none. */
+static bool add_named(const char *name, size_t length) {
+  char *end;
+  if (is(name, length, "cpu")) {
+    add_device(CPU);
+    return true;
+  }
+  if (is(name, length, "cuda") && nr_cuda_count() > 0) {
+    add_cuda_devices();
+    return true;
+  }
+  if (length < sizeof "cuda:" || memcmp(name, "cuda:", 5) != 0 || name[5] < '0' || name[5] > '9')
+    return false;
+  long number = strtol(name + 5, &end, 10);
+  if (end != name + length || number >= nr_cuda_count())
+    return false;
+  add_device((int32_t)number);
+  return true;
 }
 
 static void list_devices(void) {
@@ -45,15 +69,17 @@ static void list_devices(void) {
   for (const char *at = list ? list : ""; *at;) {
     at += strspn(at, ", \t");
     size_t length = strcspn(at, ", \t");
-    if (length)
-      add_device(at, length);
+    if (length && !add_named(at, length) && nr_verbose() >= NR_VERBOSE_ERROR)
+      nr_say("NORMROPE_DEVICES: this machine or build has no device \"%.*s\"", (int)length, at);
     at += length;
   }
   if (device_count)
     return;
   if (list && nr_verbose() >= NR_VERBOSE_ERROR)
     nr_say("NORMROPE_DEVICES=%s: no usable device, so cpu", list);
-  add_device("cpu", 3);
+  add_device(CPU);
+  if (!list)
+    add_cuda_devices();
 }
 
 int32_t nr_device_count(void) {
@@ -67,6 +93,8 @@ aclError nr_device_check(int32_t id) {
     return ACL_SUCCESS;
   return nr_acl_fail(ACL_ERROR_INVALID_DEVICE, "device %d, expected 0 to %d", (int)id, (int)count - 1);
 }
+
+int32_t nr_device_cuda(int32_t id) { return id >= 0 && id < nr_device_count() ? devices[id].cuda : CPU; }
 
 /* Called with the lock. */
 static void release(int32_t id) {
@@ -149,7 +177,6 @@ aclError aclrtGetRunMode(aclrtRunMode *runMode) {
 }
 
 const char *aclrtGetSocName(void) {
-  int32_t id = nr_context_current_device();
-  nr_device_count();
-  return known[devices[id < 0 ? 0 : id].known].soc;
+  int32_t id = nr_context_current_device(), cuda = nr_device_cuda(id < 0 ? 0 : id);
+  return cuda == CPU ? "CPU" : nr_cuda->name(cuda);
 }

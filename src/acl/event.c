@@ -5,10 +5,12 @@
 #include "acl/acl_error.h"
 #include "acl/acl_rt.h"
 #include "acl/context.h"
+#include "acl/device.h"
 #include "acl/handle.h"
 #include "acl/stream.h"
 #include "acl/wait.h"
 #include "base/alloc.h"
+#include "cuda/runtime.h"
 
 #define FLAGS (ACL_EVENT_SYNC | ACL_EVENT_CAPTURE_STREAM_PROGRESS | ACL_EVENT_TIME_LINE)
 
@@ -26,8 +28,11 @@ typedef struct event {
   void *handle;
   const void *context; /* its handle */
   uint32_t flags;
+  int32_t cuda; /* CUDA's number of the context's device, or -1 */
+  void *mark;   /* cudaEvent_t there, NULL on the CPU */
   pthread_mutex_t lock;
   record *current; /* NULL: not recorded; guarded by lock */
+  bool recorded;   /* the same on a CUDA device */
 } event;
 
 /* ---- Records ---- */
@@ -78,6 +83,8 @@ static int record_wait(void *object) {
 static void destroy(void *object) {
   event *e = object;
   record_release(e->current);
+  if (e->mark)
+    nr_cuda->event_free(e->cuda, e->mark);
   pthread_mutex_destroy(&e->lock);
   nr_free(e);
 }
@@ -91,8 +98,62 @@ static void release(event *e) { nr_handle_release(e->handle); }
 
 static aclError acquire_both(aclrtEvent handle, aclrtStream stream, event **e, nr_stream **s) {
   aclError error = acquire(handle, e);
-  if (error == ACL_SUCCESS && (error = nr_stream_resolve(stream, s)) != ACL_SUCCESS)
+  if (error != ACL_SUCCESS)
+    return error;
+  error = nr_stream_resolve(stream, s);
+  void *queue;
+  if (error == ACL_SUCCESS && (nr_stream_cuda(*s, &queue) >= 0) != ((*e)->cuda >= 0)) {
+    nr_stream_release(*s);
+    error = nr_acl_fail(ACL_ERROR_RT_INVALID_DEVICEID, "event %p: of %s, expected one of the stream's device", handle,
+                        (*e)->cuda >= 0 ? "a CUDA device" : "the CPU");
+  }
+  if (error != ACL_SUCCESS)
     release(*e);
+  return error;
+}
+
+/* ---- On a CUDA device ---- */
+
+static aclError of_cuda(nr_status status) {
+  return status == NR_OK ? ACL_SUCCESS : nr_acl_fail(ACL_ERROR_RT_FAILURE, "%s", nr_last_error());
+}
+
+static bool is_recorded(event *e) {
+  pthread_mutex_lock(&e->lock);
+  bool recorded = e->recorded;
+  pthread_mutex_unlock(&e->lock);
+  return recorded;
+}
+
+/* Records, or forgets: streams that were told to wait hold what was recorded then. */
+static aclError mark(event *e, nr_stream *s, bool recorded) {
+  void *queue;
+  int32_t cuda = nr_stream_cuda(s, &queue);
+  pthread_mutex_lock(&e->lock);
+  aclError error = recorded ? of_cuda(nr_cuda->event_record(cuda, e->mark, queue)) : ACL_SUCCESS;
+  if (error == ACL_SUCCESS)
+    e->recorded = recorded;
+  pthread_mutex_unlock(&e->lock);
+  return error;
+}
+
+static aclError await(event *e, nr_stream *s) {
+  void *queue;
+  int32_t cuda = nr_stream_cuda(s, &queue);
+  return is_recorded(e) ? of_cuda(nr_cuda->stream_wait(cuda, queue, e->mark)) : ACL_SUCCESS;
+}
+
+/* Recorded, and the stream has got there. */
+static aclError is_reached(event *e, bool *reached) {
+  nr_status status = NR_OK;
+  *reached = is_recorded(e) && nr_cuda->event_done(e->cuda, e->mark, &status);
+  return of_cuda(status);
+}
+
+/* acquire_both's references go back. */
+static aclError done_with(event *e, nr_stream *s, aclError error) {
+  nr_stream_release(s);
+  release(e);
   return error;
 }
 
@@ -136,8 +197,14 @@ aclError aclrtCreateEventWithFlag(aclrtEvent *created, uint32_t flag) {
   if (e) {
     e->context = context->handle;
     e->flags = flag;
+    e->cuda = nr_device_cuda(context->device);
     pthread_mutex_init(&e->lock, NULL);
-    error = nr_context_adopt(context, NR_HANDLE_EVENT, e, destroy, &e->handle, &handle);
+    if (e->cuda >= 0 && !(e->mark = nr_cuda->event_new(e->cuda, flag & ACL_EVENT_TIME_LINE))) {
+      error = nr_acl_fail(ACL_ERROR_BAD_ALLOC, "event: %s", nr_last_error());
+      destroy(e);
+    } else {
+      error = nr_context_adopt(context, NR_HANDLE_EVENT, e, destroy, &e->handle, &handle);
+    }
   } else {
     error = nr_acl_fail(ACL_ERROR_BAD_ALLOC, "event: out of memory");
   }
@@ -159,6 +226,8 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream) {
   aclError error = acquire_both(handle, stream, &e, &s);
   if (error != ACL_SUCCESS)
     return error;
+  if (e->mark)
+    return done_with(e, s, mark(e, s, true));
   record *r = record_new(), *old = r;
   if (r) {
     atomic_store(&r->references, 2); /* the task's and the event's */
@@ -209,6 +278,8 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream) {
   aclError error = acquire_both(handle, stream, &e, &s);
   if (error != ACL_SUCCESS)
     return error;
+  if (e->mark)
+    return done_with(e, s, mark(e, s, false));
   reset *t = nr_calloc(1, sizeof *t);
   if (t) {
     t->event = e;
@@ -230,6 +301,8 @@ aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent handle) {
   aclError error = acquire_both(handle, stream, &e, &s);
   if (error != ACL_SUCCESS)
     return error;
+  if (e->mark)
+    return done_with(e, s, await(e, s));
   record *r = current_record(e);
   if (!r || record_reached(r) || (error = nr_stream_push(s, record_wait, record_release, r, NR_AT_ONCE)) != ACL_SUCCESS)
     record_release(r);
@@ -246,10 +319,13 @@ aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus *stat
   if (error != ACL_SUCCESS)
     return error;
   record *r = current_record(e);
-  *status = r && record_reached(r) ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
+  bool reached = r && record_reached(r);
+  if (e->mark)
+    error = is_reached(e, &reached);
+  *status = reached ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
   record_release(r);
   release(e);
-  return ACL_SUCCESS;
+  return error;
 }
 
 aclError aclrtSynchronizeEvent(aclrtEvent handle) {
@@ -257,45 +333,61 @@ aclError aclrtSynchronizeEvent(aclrtEvent handle) {
   aclError error = acquire(handle, &e);
   if (error != ACL_SUCCESS)
     return error;
+  if (e->mark && is_recorded(e))
+    error = of_cuda(nr_cuda->event_synchronize(e->cuda, e->mark));
   record *r = current_record(e);
   release(e);
   if (r)
     record_wait(r);
   record_release(r);
-  return ACL_SUCCESS;
+  return error;
 }
 
-/* When the event's record was reached. `which` is its name in the error text. */
-static aclError event_time(aclrtEvent handle, const char *which, int64_t *time) {
-  event *e;
-  aclError error = acquire(handle, &e);
-  if (error != ACL_SUCCESS)
-    return error;
+/* When the event's record was reached; on a CUDA device *time stays as it is. `which` is its name in the error text. */
+static aclError event_time(event *e, const char *which, int64_t *time) {
   record *r = current_record(e);
+  bool recorded = e->mark ? is_recorded(e) : r != NULL, reached = r && record_reached(r);
+  aclError error = e->mark ? is_reached(e, &reached) : ACL_SUCCESS;
   if (!(e->flags & ACL_EVENT_TIME_LINE))
     error = nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtEventElapsedTime: %s has no ACL_EVENT_TIME_LINE", which);
-  else if (!r || !record_reached(r))
+  else if (error == ACL_SUCCESS && !reached)
     error = nr_acl_fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, "aclrtEventElapsedTime: %s is %s", which,
-                        r ? "recorded, but the stream has not got there" : "not recorded");
-  else
+                        recorded ? "recorded, but the stream has not got there" : "not recorded");
+  else if (r && reached)
     *time = r->time;
   record_release(r);
-  release(e);
+  return error;
+}
+
+/* Between two events that have been reached, at `start` and `end` where they are the CPU's. */
+static aclError elapsed(float *ms, const event *first, const event *second, int64_t start, int64_t end) {
+  if (first->cuda != second->cuda)
+    return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtEventElapsedTime: events of two devices");
+  *ms = (float)((double)(end - start) / 1e6);
+  aclError error = first->mark ? of_cuda(nr_cuda->event_elapsed(first->cuda, ms, first->mark, second->mark)) : 0;
+  if (error == ACL_SUCCESS && *ms < 0)
+    return nr_acl_fail(ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, "aclrtEventElapsedTime: endEvent %g ms before startEvent",
+                       -(double)*ms);
   return error;
 }
 
 aclError aclrtEventElapsedTime(float *ms, aclrtEvent startEvent, aclrtEvent endEvent) {
   if (!ms)
     return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtEventElapsedTime: ms is null");
+  event *first, *second = NULL;
   int64_t start = 0, end = 0;
-  aclError error = event_time(startEvent, "startEvent", &start);
-  if (error == ACL_SUCCESS)
-    error = event_time(endEvent, "endEvent", &end);
+  aclError error = acquire(startEvent, &first);
   if (error != ACL_SUCCESS)
     return error;
-  if (end < start)
-    return nr_acl_fail(ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL,
-                       "aclrtEventElapsedTime: endEvent %lld ns before startEvent", (long long)(start - end));
-  *ms = (float)((double)(end - start) / 1e6);
-  return ACL_SUCCESS;
+  error = event_time(first, "startEvent", &start);
+  if (error == ACL_SUCCESS)
+    error = acquire(endEvent, &second);
+  if (error == ACL_SUCCESS)
+    error = event_time(second, "endEvent", &end);
+  if (error == ACL_SUCCESS)
+    error = elapsed(ms, first, second, start, end);
+  if (second)
+    release(second);
+  release(first);
+  return error;
 }

@@ -9,6 +9,7 @@
 #include "acl/stream.h"
 #include "acl/tensor.h"
 #include "base/alloc.h"
+#include "cuda/runtime.h"
 #include "plan/plan.h"
 
 enum { WORKSPACE_ALIGNMENT = 8 };
@@ -141,11 +142,30 @@ static aclnnStatus runtime_failure(aclError code) {
   return code == ACL_ERROR_BAD_ALLOC ? ACLNN_ERR_INNER : ACLNN_ERR_RUNTIME_ERROR;
 }
 
+/* In a CUDA stream, which needs the plan no more. */
+static aclnnStatus launch_on_cuda(nr_executor *e, void *workspace, uint64_t size, int32_t cuda, void *queue) {
+  nr_status status = nr_cuda->run(cuda, e->plan->plan, workspace, size, queue);
+  return status == NR_OK ? ACLNN_SUCCESS : nr_acl_fail(ACLNN_ERR_RUNTIME_ERROR, "%s", nr_last_error());
+}
+
 static aclnnStatus push(nr_executor *e, void *workspace, uint64_t size, aclrtStream stream) {
   nr_stream *resolved;
   aclError code = nr_stream_resolve(stream, &resolved);
   if (code != ACL_SUCCESS)
     return runtime_failure(code);
+  void *queue;
+  int32_t cuda = nr_stream_cuda(resolved, &queue);
+  aclnnStatus status = ACLNN_SUCCESS;
+  if ((cuda >= 0) != (e->call.backend == NR_BACKEND_CUDA))
+    status = nr_acl_fail(ACLNN_ERR_RUNTIME_ERROR,
+                         "%s: stream: of %s, expected one of the kind of device that was current in the first phase",
+                         e->call.op->name, cuda >= 0 ? "a CUDA device" : "the CPU");
+  else if (cuda >= 0)
+    status = launch_on_cuda(e, workspace, size, cuda, queue);
+  if (cuda >= 0 || status != ACLNN_SUCCESS) {
+    nr_stream_release(resolved);
+    return status;
+  }
   nr_launch *launch = nr_calloc(1, sizeof *launch);
   if (launch) {
     *launch = (nr_launch){.plan = e->plan, .workspace = workspace, .workspace_size = size};

@@ -10,8 +10,10 @@
 #include "acl/acl_error.h"
 #include "acl/acl_rt.h"
 #include "acl/context.h"
+#include "acl/device.h"
 #include "acl/stream.h"
 #include "base/alloc.h"
+#include "cuda/runtime.h"
 
 enum { ALIGNMENT = 64, FIRST_CAPACITY = 64 };
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -20,6 +22,7 @@ typedef struct block {
   void *address; /* NULL: an empty place of the table */
   size_t mapped; /* bytes to unmap; 0: nr_free */
   int32_t device;
+  enum { PLAIN, ON_CUDA, FOR_CUDA } kind; /* the last: host memory that CUDA copies from and to at once */
 } block;
 
 /* A hash table with linear probing, at most half full, without tombstones: removing moves what follows back. */
@@ -77,7 +80,11 @@ static bool insert(block b) {
 }
 
 static void free_block(block b) {
-  if (b.mapped)
+  if (b.kind == ON_CUDA)
+    nr_cuda->free(nr_device_cuda(b.device), b.address);
+  else if (b.kind == FOR_CUDA)
+    nr_cuda->free_host(b.address);
+  else if (b.mapped)
     munmap(b.address, b.mapped);
   else
     nr_free(b.address);
@@ -154,7 +161,11 @@ static void map_huge(block *b, size_t size, bool reserved) {
 /* policy: HUGE_FIRST, HUGE_ONLY or NORMAL_ONLY. */
 static aclError allocate(void **address, size_t size, int32_t device, int policy, const char *who) {
   block b = {.device = device};
-  if (size <= total_memory()) { /* more would be refused by the system, or be promised and then not kept */
+  int32_t cuda = nr_device_cuda(device == NR_HOST ? nr_context_current_device() : device);
+  if (cuda >= 0) {
+    b.kind = device == NR_HOST ? FOR_CUDA : ON_CUDA;
+    b.address = device == NR_HOST ? nr_cuda->malloc_host(size) : nr_cuda->malloc(cuda, size);
+  } else if (size <= total_memory()) { /* more would be refused by the system, or be promised and then not kept */
     if (policy == ACL_MEM_MALLOC_HUGE_ONLY || (policy == ACL_MEM_MALLOC_HUGE_FIRST && size >= HUGE_PAGE))
       map_huge(&b, size, policy == ACL_MEM_MALLOC_HUGE_ONLY);
     else
@@ -223,6 +234,11 @@ aclError aclrtGetMemInfo(aclrtMemAttr attr, size_t *available, size_t *total) {
   if ((int)attr < ACL_DDR_MEM || (int)attr > ACL_MEM_P2P_HUGE1G)
     return nr_acl_fail(ACL_ERROR_INVALID_PARAM, "aclrtGetMemInfo: attr %d, expected %d to %d", (int)attr, ACL_DDR_MEM,
                        ACL_MEM_P2P_HUGE1G);
+  int32_t cuda = nr_device_cuda(nr_context_current_device());
+  if (cuda >= 0)
+    return nr_cuda->memory(cuda, available, total) == NR_OK
+               ? ACL_SUCCESS
+               : nr_acl_fail(ACL_ERROR_RT_FAILURE, "aclrtGetMemInfo: %s", nr_last_error());
   *total = total_memory();
   *available = available_memory();
   return ACL_SUCCESS;

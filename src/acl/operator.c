@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "acl/acl_error.h"
+#include "acl/context.h"
+#include "acl/device.h"
 #include "acl/executor.h"
 #include "acl/tensor.h"
 
@@ -424,6 +426,7 @@ aclnnStatus nr_call_plan(const nr_call *call, nr_plan **plan) {
     return status;
   nr_problem problem = nr_problem_default();
   problem.direction = call->op->direction;
+  problem.backend = call->backend;
   problem.segments = call->segments;
   problem.num_segments = NR_NUM_PARTS;
   switch (nr_plan_create(plan, &problem)) {
@@ -447,6 +450,7 @@ static aclnnStatus translate(nr_checker *c, nr_call *call) {
   if (status != ACLNN_SUCCESS)
     return status;
   call->op = c->op;
+  call->backend = nr_device_cuda(nr_context_current_device()) >= 0 ? NR_BACKEND_CUDA : NR_BACKEND_CPU;
   for (int p = 0; p < NR_NUM_PARTS; p++)
     fill_segment(c, call, (nr_part)p);
   for (int i = 0; i < c->op->num_operands; i++)

@@ -71,6 +71,7 @@ typedef struct nr_attributes {
 /* A checked call, as segments. */
 typedef struct nr_call {
   const nr_operator *op;
+  nr_backend backend; /* of the current context's device in the first phase */
   nr_segment segments[NR_NUM_PARTS];
   int64_t start[NR_NUM_PARTS]; /* of the part in its joined sequence */
   struct {

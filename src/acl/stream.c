@@ -3,13 +3,16 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "acl/acl_error.h"
 #include "acl/context.h"
+#include "acl/device.h"
 #include "acl/handle.h"
 #include "acl/wait.h"
 #include "base/alloc.h"
 #include "base/verbose.h"
+#include "cuda/runtime.h"
 
 enum { FIRST_CAPACITY = 64, MAX_FLAGS = 0x3F };
 
@@ -30,6 +33,8 @@ struct nr_stream {
   void *handle;
   const void *context; /* its handle */
   int32_t device;
+  int32_t cuda; /* CUDA's number of it, or -1: then all but `queue` is of use, else nothing else */
+  void *queue;  /* cudaStream_t */
   pthread_t worker;
   pthread_mutex_t lock;      /* guards all below */
   pthread_cond_t work, done; /* signalled when the worker has reason to run, when threads that wait do */
@@ -121,6 +126,11 @@ static void free_stream(nr_stream *s) {
 
 static void destroy(void *object) {
   nr_stream *s = object;
+  if (s->cuda >= 0) {
+    nr_cuda->stream_free(s->cuda, s->queue);
+    nr_free(s);
+    return;
+  }
   pthread_mutex_lock(&s->lock);
   s->closing = true;
   pthread_cond_signal(&s->work);
@@ -138,6 +148,14 @@ static aclError create(const nr_context *context, void **handle) {
     return nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: out of memory");
   s->context = context->handle;
   s->device = context->device;
+  s->cuda = nr_device_cuda(s->device);
+  if (s->cuda >= 0) {
+    s->queue = nr_cuda->stream_new(s->cuda);
+    if (s->queue)
+      return nr_context_adopt(context, NR_HANDLE_STREAM, s, destroy, &s->handle, handle);
+    nr_free(s);
+    return nr_acl_fail(ACL_ERROR_BAD_ALLOC, "stream: %s", nr_last_error());
+  }
   s->capacity = FIRST_CAPACITY;
   s->ring = nr_calloc(FIRST_CAPACITY, sizeof *s->ring);
   pthread_mutex_init(&s->lock, NULL);
@@ -197,6 +215,11 @@ aclError nr_stream_resolve(aclrtStream stream, nr_stream **resolved) {
 
 void nr_stream_release(nr_stream *stream) { nr_handle_release(stream->handle); }
 
+int32_t nr_stream_cuda(const nr_stream *s, void **queue) {
+  *queue = s->queue;
+  return s->cuda;
+}
+
 /* Doubles the ring; called with the lock. */
 static bool grow(nr_stream *s) {
   task *ring = nr_calloc(s->capacity * 2, sizeof *ring);
@@ -231,10 +254,26 @@ aclError nr_stream_push(nr_stream *s, int (*run)(void *), void (*drop)(void *), 
                             (unsigned long long)waiting + 1);
 }
 
+/* `synchronize` on a CUDA device, which has no waiting with an end: looks again and again. */
+static bool synchronize_cuda(nr_stream *s, int32_t timeout_ms, aclError *error) {
+  int64_t deadline = nr_deadline(timeout_ms);
+  nr_status status;
+  bool finished = true;
+  if (timeout_ms == NR_FOREVER)
+    status = nr_cuda->stream_synchronize(s->cuda, s->queue);
+  else
+    while (!(finished = nr_cuda->stream_done(s->cuda, s->queue, &status)) && nr_now() < deadline)
+      nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+  *error = status == NR_OK ? ACL_SUCCESS : nr_acl_fail(ACL_ERROR_RT_FAILURE, "%s", nr_last_error());
+  return finished;
+}
+
 /* Waits for what is queued; *error is then the failure to report, with its text set. False on time-out. */
 static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
   char text[NR_ACL_TEXT];
   *error = ACL_SUCCESS;
+  if (s->cuda >= 0)
+    return synchronize_cuda(s, timeout_ms, error);
   pthread_mutex_lock(&s->lock);
   bool finished = wait_for(s, s->pushed, timeout_ms);
   if (finished && s->error != ACL_SUCCESS) {
@@ -253,6 +292,10 @@ static bool synchronize(nr_stream *s, int32_t timeout_ms, aclError *error) {
 static bool retire(nr_stream *s) {
   if (!nr_handle_retire(NR_HANDLE_STREAM, s->handle))
     return false;
+  if (s->cuda >= 0) {
+    nr_cuda->stream_synchronize(s->cuda, s->queue);
+    return true;
+  }
   pthread_mutex_lock(&s->lock);
   wait_for(s, s->pushed, NR_FOREVER);
   pthread_mutex_unlock(&s->lock);
@@ -348,10 +391,15 @@ aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) {
   aclError error = nr_stream_resolve(stream, &s);
   if (error != ACL_SUCCESS)
     return error;
-  pthread_mutex_lock(&s->lock);
-  bool finished = wait_for(s, s->pushed, 0);
-  pthread_mutex_unlock(&s->lock);
+  bool finished;
+  if (s->cuda >= 0) {
+    finished = synchronize_cuda(s, 0, &error);
+  } else {
+    pthread_mutex_lock(&s->lock);
+    finished = wait_for(s, s->pushed, 0);
+    pthread_mutex_unlock(&s->lock);
+  }
   *status = finished ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
   nr_stream_release(s);
-  return ACL_SUCCESS;
+  return error;
 }

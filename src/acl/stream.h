@@ -1,8 +1,8 @@
 /*
- * Streams of the CPU device: a queue and a worker thread each. Tasks of one stream run one after another in the order
- * of their pushes, streams run side by side. Functions may be called from any thread. Waking a worker takes longer than
- * small tasks run: those stay queued, until more is or until a thread waits for the stream, which then runs them
- * itself.
+ * Streams. Those of a CUDA device are CUDA's. Those of the CPU device: a queue and a worker thread each. Tasks of one
+ * stream run one after another in the order of their pushes, streams run side by side. Functions may be called from any
+ * thread. Waking a worker takes longer than small tasks run: those stay queued, until more is or until a thread waits
+ * for the stream, which then runs them itself.
  */
 #ifndef NR_ACL_STREAM_H
 #define NR_ACL_STREAM_H
@@ -25,12 +25,16 @@ typedef struct nr_stream nr_stream;
 aclError nr_stream_resolve(aclrtStream stream, nr_stream **resolved);
 void nr_stream_release(nr_stream *stream);
 
+/* CUDA's number of the stream's device, and its cudaStream_t; -1 where that is the CPU. */
+int32_t nr_stream_cuda(const nr_stream *stream, void **queue);
+
 /*
- * Queues run(argument), which is called once, followed by drop(argument) unless drop is NULL. A result of run other
- * than 0 is an aclError: the first one since the last synchronisation, with the text that run left by nr_acl_fail, is
- * what the next aclrtSynchronizeStream (or aclrtSynchronizeDevice) reports; the tasks behind it run all the same. drop
- * is called before a synchronisation that waits for this task returns. Neither may push to, wait for or release a
- * stream. On failure (ACL_ERROR_BAD_ALLOC) nothing is queued, neither is called and the argument stays the caller's.
+ * Queues run(argument), in a stream of the CPU device; it is called once, followed by drop(argument) unless drop is
+ * NULL. A result of run other than 0 is an aclError: the first one since the last synchronisation, with the text that
+ * run left by nr_acl_fail, is what the next aclrtSynchronizeStream (or aclrtSynchronizeDevice) reports; the tasks
+ * behind it run all the same. drop is called before a synchronisation that waits for this task returns. Neither may
+ * push to, wait for or release a stream. On failure (ACL_ERROR_BAD_ALLOC) nothing is queued, neither is called and the
+ * argument stays the caller's.
  *
  * worth: for how many workers it would pay to be woken for this task. The worker is once what waits adds up to
  * NR_AT_ONCE. A task below that may run on any thread that waits for the stream, so it must not wait for anything; one

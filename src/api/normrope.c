@@ -20,6 +20,7 @@ static const nr_backend_ops *const backends[] = {
     [NR_BACKEND_CPU] = &nr_backend_cpu,
     [NR_BACKEND_REFERENCE] = &nr_backend_reference,
     [NR_BACKEND_MAGNITUDE] = &nr_backend_magnitude,
+    [NR_BACKEND_CUDA] = &nr_backend_cuda,
 };
 
 /* Copies a descriptor of the caller's size into one of ours: fields that he does not know get their default, zero; of
@@ -128,7 +129,11 @@ nr_status nr_plan_create(nr_plan **plan, const nr_problem *problem) {
   return status;
 }
 
-void nr_plan_destroy(nr_plan *plan) { nr_free(plan); }
+void nr_plan_destroy(nr_plan *plan) {
+  if (plan && plan->backend && plan->backend->release)
+    plan->backend->release(plan);
+  nr_free(plan);
+}
 
 size_t nr_plan_workspace_size(const nr_plan *plan) { return plan ? plan->workspace_size : 0; }
 
@@ -179,10 +184,10 @@ static nr_status rebind(const nr_plan *plan, const nr_segment *theirs, nr_segmen
   return check_sharing(plan, bound);
 }
 
-static nr_status run_backend(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+static nr_status run_backend(const nr_plan *plan, const nr_segment *segments, void *workspace, void *stream) {
   fenv_t callers;
   nr_environment_enter(&callers);
-  nr_status status = plan->backend->run(plan, segments, workspace);
+  nr_status status = plan->backend->run(plan, segments, workspace, stream);
   nr_environment_leave(&callers);
   return status;
 }
@@ -191,7 +196,7 @@ nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *wor
                       void *stream) {
   if (!plan)
     return nr_fail(NR_ERROR_NULL, "plan: null");
-  if (stream)
+  if (stream && !plan->backend->streams)
     return nr_fail(NR_ERROR_INVALID, "stream: %p, expected null on the %s backend", stream, plan->backend->name);
   if (plan->workspace_size && !workspace)
     return nr_fail(NR_ERROR_NULL, "workspace: null, expected %zu bytes", plan->workspace_size);
@@ -201,11 +206,11 @@ nr_status nr_plan_run(const nr_plan *plan, const nr_segment *segments, void *wor
   if (plan->workspace_size && (uintptr_t)workspace % sizeof(double))
     return nr_fail(NR_ERROR_INVALID, "workspace: address %p, expected a multiple of %zu", workspace, sizeof(double));
   if (!segments)
-    return run_backend(plan, plan->segments, workspace);
+    return run_backend(plan, plan->segments, workspace, stream);
   nr_segment bound[NR_MAX_SEGMENTS];
   bool same;
   nr_status status = rebind(plan, segments, bound, &same);
   if (status == NR_OK && !same)
     status = nr_validate_addresses(bound, plan->num_segments, plan->direction);
-  return status == NR_OK ? run_backend(plan, bound, workspace) : status;
+  return status == NR_OK ? run_backend(plan, bound, workspace, stream) : status;
 }

@@ -203,7 +203,8 @@ static int threads_of(const nr_plan *plan) {
   return threads < plan->num_blocks ? threads : (int)plan->num_blocks;
 }
 
-static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
+static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace, void *stream) {
+  (void)stream;
   int threads = threads_of(plan);
   double start = nr_verbose() >= NR_VERBOSE_PROFILE ? seconds() : 0;
   atomic_llong next_block = 0;

@@ -34,10 +34,18 @@ static double row_bytes(const nr_plan *plan, const nr_segment *s) {
   return bytes;
 }
 
+double nr_plan_bytes(const nr_plan *plan) {
+  double bytes = 0;
+  for (int32_t i = 0; i < plan->num_segments; i++) {
+    const nr_segment *s = &plan->segments[i];
+    bytes += row_bytes(plan, s) * (double)s->batch * (double)s->length * (double)s->heads * (double)s->dim;
+  }
+  return bytes;
+}
+
 void nr_plan_cut(nr_plan *plan) {
   int64_t blocks = 0;
   size_t offset = 0;
-  plan->bytes = 0;
   for (int32_t i = 0; i < plan->num_segments; i++) {
     const nr_segment *s = &plan->segments[i];
     nr_cut *cut = &plan->cuts[i];
@@ -55,10 +63,10 @@ void nr_plan_cut(nr_plan *plan) {
     cut->slots = offset;
     blocks += cut->num_blocks;
     offset += (size_t)cut->num_blocks * nr_slot_size(cut);
-    plan->bytes += row_bytes(plan, s) * (double)s->batch * (double)s->length * (double)s->heads * (double)s->dim;
   }
   plan->num_blocks = blocks;
   plan->workspace_size = offset;
+  plan->bytes = nr_plan_bytes(plan);
 }
 
 double nr_plan_worth(const nr_plan *plan) { return plan->bytes / bytes_per_thread; }

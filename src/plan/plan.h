@@ -47,10 +47,14 @@ struct nr_plan {
   int64_t num_blocks;
   size_t workspace_size;
   double bytes; /* that a run reads and writes */
+  void *own;    /* what else the backend has prepared, which its `release` frees */
 };
 
 /* Bytes of one slot of the segment's cut; 0 where the segment sums nothing. */
 size_t nr_slot_size(const nr_cut *cut);
+
+/* Bytes that a run reads and writes, by direction and segments. */
+double nr_plan_bytes(const nr_plan *plan);
 
 /* Fills cuts, num_blocks, workspace_size and bytes from direction and segments. */
 void nr_plan_cut(nr_plan *plan);

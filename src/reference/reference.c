@@ -187,8 +187,8 @@ static void gradient(const nr_plan *plan, const nr_segment *segments, int32_t i,
         gradient_row(plan, segments, g, offset, b, t, n, magnitude);
 }
 
-static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace) {
-  (void)workspace;
+static nr_status run(const nr_plan *plan, const nr_segment *segments, void *workspace, void *stream) {
+  (void)workspace, (void)stream;
   bool magnitude = plan->backend == &nr_backend_magnitude, backward_run = plan->direction == NR_BACKWARD;
   for (int32_t i = 0; i < plan->num_segments && backward_run; i++) { /* before grad_x, which may be written over x */
     gradient(plan, segments, i, offsetof(nr_segment, grad_weight), magnitude);

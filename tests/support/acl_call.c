@@ -13,6 +13,7 @@
 #include "acl/acl.h"
 #include "aclnnop/aclnn_norm_rope_concat.h"
 #include "aclnnop/aclnn_norm_rope_concat_grad.h"
+#include "support/device.h"
 #include "support/guarded.h"
 
 static nr_dtype native(aclDataType dtype) {
@@ -95,7 +96,7 @@ void call_remake(call_tensor *t) {
   if (t->handle)
     assert_int_equal(aclDestroyTensor(t->handle), ACLNN_SUCCESS);
   t->handle = aclCreateTensor(t->shape, (uint64_t)t->rank, t->dtype, t->stride, t->offset, t->format, &t->storage, 1,
-                              t->memory);
+                              t->address ? t->address : t->memory);
   assert_non_null(t->handle);
 }
 
@@ -159,7 +160,7 @@ aclnnStatus call_launch(const acl_call *call, void *workspace, uint64_t size, ac
                                            : aclnnNormRopeConcat(workspace, size, executor, stream);
 }
 
-void call_run(const acl_call *call) {
+static void run_here(const acl_call *call) {
   uint64_t size;
   aclOpExecutor *executor;
   aclnnStatus status = call_prepare(call, &size, &executor);
@@ -174,6 +175,37 @@ void call_run(const acl_call *call) {
   assert_int_equal(aclrtSynchronizeStream(NULL), ACL_SUCCESS);
   if (workspace)
     assert_int_equal(aclrtFree(workspace), ACL_SUCCESS);
+}
+
+/* On the device with copies of the tensors. */
+static void run_there(const acl_call *call) {
+  acl_call copy = *call;
+  device_block blocks[NR_MAX_OPERANDS];
+  for (int i = 0; i < copy.op->num_operands; i++) {
+    call_tensor *t = &copy.tensors[i];
+    if (!t->given)
+      continue;
+    blocks[i] = device_copy_of(t->memory, call_bytes(t));
+    t->address = blocks[i].data;
+    t->handle = NULL;
+    call_remake(t);
+  }
+  run_here(&copy);
+  for (int i = 0; i < copy.op->num_operands; i++) {
+    call_tensor *t = &copy.tensors[i];
+    if (!t->given)
+      continue;
+    device_read(t->memory, &blocks[i]);
+    device_free(&blocks[i]);
+    assert_int_equal(aclDestroyTensor(t->handle), ACLNN_SUCCESS);
+  }
+}
+
+void call_run(const acl_call *call) {
+  if (device_is_cuda())
+    run_there(call);
+  else
+    run_here(call);
 }
 
 void call_assert_untouched(const acl_call *call) {

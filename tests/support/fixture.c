@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "plan/plan.h"
+#include "support/device.h"
 #include "support/guarded.h"
 
 enum { MAX_TENSORS = 512 };
@@ -236,7 +237,36 @@ static void run(const nr_problem *problem) {
   nr_plan_destroy(plan);
 }
 
+/* With copies of all tensors in the device's memory. */
+static void run_on_device(fixture *f) {
+  device_block blocks[MAX_TENSORS];
+  nr_segment segments[NR_MAX_SEGMENTS];
+  for (int i = 0; i < f->num_tensors; i++)
+    blocks[i] = device_copy_of(f->tensors[i].block, f->tensors[i].size);
+  for (int32_t i = 0; i < f->count; i++) {
+    segments[i] = f->segments[i];
+    for (int k = 0; k < NR_NUM_FIELDS; k++) {
+      nr_view *v = view_in(&segments[i], &nr_fields[k]);
+      tensor *t = v->data ? tensor_of(f, v) : NULL;
+      if (t)
+        v->data = (char *)blocks[t - f->tensors].data + ((unsigned char *)v->data - t->block);
+    }
+  }
+  nr_problem problem = nr_problem_default();
+  problem.direction = f->direction, problem.segments = segments, problem.num_segments = f->count;
+  if (device_run(&problem) != NR_OK)
+    fail_msg("on the device: %s", nr_last_error());
+  for (int i = 0; i < f->num_tensors; i++) {
+    device_read(f->tensors[i].block, &blocks[i]);
+    device_free(&blocks[i]);
+  }
+}
+
 void fixture_run(fixture *f, const char *isa, int32_t threads) {
+  if (device_is_cuda()) {
+    run_on_device(f);
+    return;
+  }
   nr_problem problem = nr_problem_default();
   problem.direction = f->direction, problem.segments = f->segments, problem.num_segments = f->count;
   problem.isa = isa, problem.num_threads = threads;

@@ -67,7 +67,8 @@ void fixture_poison(fixture *f);
 /* The extents of a view of the segment: 1 on the axes that it broadcasts. */
 void fixture_shape(const nr_segment *segment, const nr_field *field, int64_t shape[4]);
 
-/* Plans and runs; fails the test where that fails. isa NULL: the default. */
+/* Plans and runs; fails the test where that fails. isa NULL: the default. With `--device cuda` (support/device.h) on
+   the device, where isa and threads mean nothing. */
 void fixture_run(fixture *f, const char *isa, int32_t threads);
 
 /* The outputs hold what the bounds allow, bytes that belong to no output are untouched, inputs unchanged unless in
