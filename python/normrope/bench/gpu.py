@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,14 +108,14 @@ def separate_norms() -> dict[str, Callable]:
     """Tuned kernels for the norm alone, of those that are installed."""
     found: dict[str, Callable] = {}
     try:
-        from quack import rmsnorm
+        from quack import rmsnorm  # type: ignore[import-not-found]
 
         found["quack"] = lambda x, w, b: rmsnorm(x.reshape(-1, x.shape[-1]), w, eps=1e-6).view_as(x)
     except ImportError:
         pass
     try:
-        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+        from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
 
         def liger(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             if b is not None:
@@ -272,11 +273,11 @@ def compare(preset: dict, dtype: torch.dtype, direction: str, repeat: int) -> di
     makers: dict[str, Callable[[Problem], Torch | Ours]] = {
         "operator": Ours,
         "eager": Torch,
-        "compile": lambda p: Torch(p, compiled=True),
+        "compile": partial(Torch, compiled=True),
     }
     for name, norm in separate_norms().items():
         if name != "quack" or preset["norm"] == 4:
-            makers[name] = lambda p, norm=norm: Torch(p, norm=norm)
+            makers[name] = partial(Torch, norm=norm)
     found: dict[str, float] = {}
     not_taken: dict[str, str] = {}
     for name, make in makers.items():
