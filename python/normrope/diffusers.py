@@ -23,12 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import Tensor, nn
 
 from normrope.functional import Segment, norm_rope
 from normrope.tables import from_complex, from_half
+
+try:
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+    from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+except ImportError as error:
+    raise ImportError(f"normrope.diffusers needs diffusers, 0.39 or later: {error}") from error
 
 if TYPE_CHECKING:
     import torch.distributed as dist

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -263,6 +264,17 @@ def test_what_is_not_known_is_named() -> None:
         normrope.diffusers.patch("flux")
     with pytest.raises(TypeError, match=r"found SimpleNamespace, expected a .*, such as its transformer"):
         normrope.diffusers.patch(SimpleNamespace(transformer=model))
+
+
+def test_diffusers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And new enough; asked for by attribute, too."""
+    monkeypatch.delitem(sys.modules, "normrope.diffusers")
+    monkeypatch.delattr(normrope, "diffusers")
+    monkeypatch.setitem(sys.modules, "diffusers.models.attention_dispatch", None)
+    with pytest.raises(ImportError, match=r"normrope\.diffusers needs diffusers, 0\.39 or later"):
+        normrope.diffusers  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'normrope' has no attribute 'transformers'"):
+        normrope.transformers  # noqa: B018
 
 
 def test_processors_of_others_are_left_alone(flux: tuple) -> None:
