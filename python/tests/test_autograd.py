@@ -314,3 +314,56 @@ def test_plans_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
         (found,) = normrope.norm_rope([Segment(x)])
         assert torch.equal(found, x.transpose(1, 2))
     assert len(cache.plans) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_as_many_threads_as_torch(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from normrope import _native, _problem, _torch
+
+    told: list[int] = []
+
+    class Plan(_native.Plan):
+        def __init__(self, direction: int, backend: int, segments: Any, threads: int, borrowed: Any) -> None:
+            told.append(threads)
+            super().__init__(direction, backend, segments, threads, borrowed)
+
+    monkeypatch.setattr(_native, "Plan", Plan)
+    monkeypatch.setattr(_torch, "PLANS", _problem.Cache(8))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        (joined,) = normrope.norm_rope([Segment(rows(S), norm="rms")])
+        joined.sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert told == [threads, threads]
+
+
+def test_runs_at_once_have_descriptors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that begins while another one is in the library does not write where that one reads."""
+    from normrope import _native, _problem, _torch
+
+    monkeypatch.setattr(_torch, "PLANS", _problem.Cache(8))
+    normrope.norm_rope([Segment(rows(S))])
+    (prepared,) = _torch.PLANS.plans.values()
+    addresses = [64, 128, 192]
+    busy: list[int] = []
+    most: list[int] = []
+
+    class Library:
+        @staticmethod
+        def nr_plan_run(handle: Any, segments: int, *rest: Any) -> int:
+            assert segments not in busy
+            busy.append(segments)
+            most.append(len(busy))
+            if len(most) < 8:
+                prepared.run(addresses, None)
+                prepared.run(addresses, None)
+            busy.remove(segments)
+            return 0
+
+        nr_plan_destroy = _native.LIBRARY.nr_plan_destroy
+
+    monkeypatch.setattr(_native, "LIBRARY", Library)
+    prepared.run(addresses, None)
+    assert max(most) >= 3
