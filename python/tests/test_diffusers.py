@@ -384,6 +384,20 @@ def test_fused_projections(name: str) -> None:
     torch.testing.assert_close(unfused, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_projections_that_were_fused_once_are_not_taken() -> None:
+    """SD3 leaves packed copies behind when it has put the processors back; diffusers' processor does not read them."""
+    model, inputs = zoo.make("sd3.5")
+    normrope.diffusers.patch(model)
+    model.fuse_qkv_projections()
+    assert not normrope.diffusers.report(model).patched
+    model.unfuse_qkv_projections()
+    assert normrope.diffusers.report(model).patched
+    model.transformer_blocks[0].attn.to_q.weight.data *= 2
+    found = model(**inputs).sample
+    normrope.diffusers.unpatch(model)
+    torch.testing.assert_close(found, model(**inputs).sample, rtol=1e-5, atol=1e-5)
+
+
 def test_the_attention_backend_is_the_models(flux: tuple) -> None:
     """What is set while patched stays after unpatch, and reaches attention."""
     model, inputs = flux
