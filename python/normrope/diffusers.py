@@ -23,12 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import Tensor, nn
 
 from normrope.functional import Segment, norm_rope
 from normrope.tables import from_complex, from_half
+
+try:
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+    from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+except ImportError as error:
+    raise ImportError(f"normrope.diffusers needs diffusers, 0.39 or later: {error}") from error
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -50,6 +54,7 @@ class Family:
     order: int = IMAGE_FIRST
     rope: str = "none"  # joined: the tables are for all rows; image: for those of the image
     alone: str = "declined"  # without text: bare is what attention gives, projected goes through to_out
+    packed: bool = False  # whether it takes the projections of fuse_qkv_projections(), where a module has them
     mask: str = "declined"  # an attention mask: obeyed, ignored, or of the text and meant for pairs of tokens
 
 
@@ -236,13 +241,13 @@ class TwoStreams(Processor):
 
     def image(self, attn: Any, hidden_states: Tensor) -> Stream:
         """The image's projections, or the joined stream's."""
-        if getattr(attn, "fused_projections", False):
+        if self.family.packed and attn.fused_projections:
             return _parts(attn, attn.to_qkv(hidden_states), 3)
         return _heads(attn, attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
 
     def text(self, attn: Any, hidden_states: Tensor) -> Stream:
         """The text's."""
-        if getattr(attn, "fused_projections", False):
+        if self.family.packed and attn.fused_projections:
             return _parts(attn, attn.to_added_qkv(hidden_states), 3)
         projected = (attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states))
         return _heads(attn, *projected)
@@ -405,7 +410,7 @@ class WanProcessor(Processor):
         return tuple(x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_added_k(key), value))
 
 
-_FLUX = Family(JointProcessor, order=TEXT_FIRST, rope="joined", alone="bare", mask="obeyed")
+_FLUX = Family(JointProcessor, order=TEXT_FIRST, rope="joined", alone="bare", packed=True, mask="obeyed")
 _HUNYUAN = Family(JointProcessor, order=IMAGE_FIRST, rope="image", alone="declined", mask="obeyed")
 
 FAMILIES: dict[str, Family] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -265,6 +266,17 @@ def test_what_is_not_known_is_named() -> None:
         normrope.diffusers.patch(SimpleNamespace(transformer=model))
 
 
+def test_diffusers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And new enough; asked for by attribute, too."""
+    monkeypatch.delitem(sys.modules, "normrope.diffusers")
+    monkeypatch.delattr(normrope, "diffusers")
+    monkeypatch.setitem(sys.modules, "diffusers.models.attention_dispatch", None)
+    with pytest.raises(ImportError, match=r"normrope\.diffusers needs diffusers, 0\.39 or later"):
+        normrope.diffusers  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'normrope' has no attribute 'transformers'"):
+        normrope.transformers  # noqa: B018
+
+
 def test_processors_of_others_are_left_alone(flux: tuple) -> None:
     """A processor that only shares its name with one of diffusers', or inherits from it, may do something else."""
     model, _ = flux
@@ -370,6 +382,20 @@ def test_fused_projections(name: str) -> None:
     unfused = model(**inputs, return_dict=False)[0]
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(unfused, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_projections_that_were_fused_once_are_not_taken() -> None:
+    """SD3 leaves packed copies behind when it has put the processors back; diffusers' processor does not read them."""
+    model, inputs = zoo.make("sd3.5")
+    normrope.diffusers.patch(model)
+    model.fuse_qkv_projections()
+    assert not normrope.diffusers.report(model).patched
+    model.unfuse_qkv_projections()
+    assert normrope.diffusers.report(model).patched
+    model.transformer_blocks[0].attn.to_q.weight.data *= 2
+    found = model(**inputs).sample
+    normrope.diffusers.unpatch(model)
+    torch.testing.assert_close(found, model(**inputs).sample, rtol=1e-5, atol=1e-5)
 
 
 def test_the_attention_backend_is_the_models(flux: tuple) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,22 @@ def model(group: Any = None) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in made.named_parameters() if "attn.norm_" in name}
 
 
+def split_by_diffusers() -> dict[str, torch.Tensor]:
+    """Outputs of a model whole, and with each rank holding a part of its sequence, as diffusers has it and patched."""
+    torch.accelerator.device_count = lambda: 1  # it counts devices to choose one; there is the CPU
+    zoo.HEADS, zoo.TEXT = 4, 6  # which two ranks can share
+    made, inputs = zoo.make("flux")
+    made.float()
+    inputs = zoo.to(inputs, torch.float32)
+    with torch.no_grad():
+        found = {"whole": made(**inputs, return_dict=False)[0]}
+        made.enable_parallelism(config=diffusers.ContextParallelConfig(ulysses_degree=2))
+        found["unpatched"] = made(**inputs, return_dict=False)[0]
+        normrope.diffusers.patch(made)
+        found["patched"] = made(**inputs, return_dict=False)[0]
+    return found
+
+
 def rank_main(rank: int, ranks: int, folder: str) -> None:
     """What each process does: every case, and the errors that take more than one process."""
     torch.set_num_threads(1)
@@ -106,6 +123,7 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
         wrap = partial(torch.compile, fullgraph=True, backend="aot_eager")
         found["compiled"] = compute(part(problem(torch.bfloat16), "sequence", rank, ranks), dist.group.WORLD, wrap)
         found["model"] = model(dist.group.WORLD)
+        found["split"] = split_by_diffusers()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -209,6 +227,14 @@ def test_model(ranks: list[dict]) -> None:
     for name, gradient in whole.items():
         torch.testing.assert_close(ranks[0]["model"][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())
         assert torch.equal(ranks[0]["model"][name], ranks[1]["model"][name]), name
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_context_parallelism(ranks: list[dict]) -> None:
+    """A patched model goes on working on a part of the sequence, and hands attention what it exchanges."""
+    for found in ranks:
+        for name in ("unpatched", "patched"):
+            torch.testing.assert_close(found["split"][name], found["split"]["whole"], rtol=1e-4, atol=1e-4)
 
 
 def test_group_must_be_one() -> None:

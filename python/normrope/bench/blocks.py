@@ -274,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(
         f"normrope {everything['version']} ({everything['isa']}), torch {everything['torch']}, "
         f"{everything['machine']['cpu']}, {arguments.threads} threads\nmedians of {arguments.repeat} rounds in turn; "
-        "forward: without gradients; step: forward, and gradients of inputs and parameters; saved: what the forward keeps "
-        "for the backward; peak: most memory during a step, beyond what was before\n",
+        "forward: without gradients; step: forward, and gradients of inputs and parameters; saved: what the forward "
+        "keeps for the backward; peak: most memory during a step, beyond what was before\n",
         highlight=False,
         soft_wrap=True,
     )
