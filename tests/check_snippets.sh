@@ -5,7 +5,7 @@ set -eu
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for page in README.md docs/native.md; do
+for page in README.md docs/native.md docs/cuda.md; do
   awk -v page="$SOURCE/$page" -v header="$SOURCE/tests/snippets/snippets.h" '
     BEGIN { printf "#include \"%s\"\n", header }
     /^```c$/ {

@@ -13,7 +13,7 @@ for list in shared archive; do
   foreign=$(echo "$names" | grep -Ev '^(nr_|acl)' | grep -Ev '^(__odr_asan|__asan_|__gcov)' || true)
   # Kernels, which are C++ (namespace nr, or of the structures nr_...); the tests' stand-in for CUDA.
   foreign=$(echo "$foreign" | grep -Ev '^_Z.*(2nr|nr_cuda)|^__cuda' || true)
-  [ "$CUDA" != SHIM ] || foreign=$(echo "$foreign" | grep -Ev '^cuda|shim|^threadIdx$|^blockIdx$|^_Z6rsqrtff$|^_Z.*nr_' || true)
+  [ "$CUDA" != SHIM ] || foreign=$(echo "$foreign" | grep -Ev '^(cuda|shim|_Z|DW\.ref|threadIdx$|blockIdx$)' || true)
   [ -z "$foreign" ] || { echo "$list library: foreign names:" $foreign; status=1; }
   echo "$list library: $(echo "$names" | wc -l) names"
 done

@@ -15,6 +15,10 @@ flip() {
   printf "$(printf '\\x%02x' $((byte ^ 128)))" | dd of="$1" bs=1 seek=$((size - $2)) conv=notrunc status=none
 }
 
+# A CUDA device, if there is one (or what stands for it).
+cuda=$("$cli" info --json | "${PYTHON:-python3}" -c \
+  'import json,sys; print(*(d for d in json.load(sys.stdin)["runtime_devices"] if d != "CPU"))')
+
 # Presets, at sizes that keep their character.
 presets="reference flux flux-ln hunyuan-video sd3.5 auraflow hunyuan-dit cosmos cogvideox wan wide"
 for preset in $presets; do
@@ -27,7 +31,14 @@ for preset in $presets; do
   expect 0 check case.st grad.st
   expect 0 check case.st out.st
   expect 0 check case.st --device reference
+  case $preset in reference | flux-ln | cosmos | wan) on=$cuda ;; *) on= ;; esac
+  if [ -n "$on" ]; then
+    expect 0 backward case.st -o grad.st --device cuda
+    expect 0 check case.st grad.st
+    expect 0 check case.st --device cuda
+  fi
 done
+[ -n "$cuda" ] || { expect 4 backward case.st -o grad.st --device cuda && says 'no CUDA device'; }
 [ "$("$cli" info --json | grep -c '"note"')" = "$(wc -w <<<"$presets")" ] || fail "info lists other presets than tested"
 
 # Options, one at a time and together.

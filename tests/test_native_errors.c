@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "cuda/runtime.h"
 #include "normrope.h"
 
 enum { B = 2, S = 4, N = 3, D = 8, ROWS = B * S * N * D };
@@ -138,7 +139,9 @@ static void attributes(void **state) {
   (void)state;
   REFUSED(FORWARD, INVALID, "problem: direction 2", problem.direction = (nr_direction)2);
   REFUSED(FORWARD, INVALID, "problem: direction -1", problem.direction = (nr_direction)-1);
-  REFUSED(FORWARD, INVALID, "problem: backend 3", problem.backend = (nr_backend)3);
+  REFUSED(FORWARD, INVALID, "problem: backend 4", problem.backend = (nr_backend)4);
+  if (nr_cuda_count() == 0)
+    REFUSED(BACKWARD, UNSUPPORTED, "cuda: ", problem.backend = NR_BACKEND_CUDA);
   REFUSED(FORWARD, INVALID, "num_segments -1, expected 0 to 64", problem.num_segments = -1);
   REFUSED(FORWARD, INVALID, "num_segments 65, expected 0 to 64", problem.num_segments = 65);
   REFUSED(FORWARD, INVALID, "num_threads -1", problem.num_threads = -1);
