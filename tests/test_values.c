@@ -271,7 +271,7 @@ static void huge_and_tiny_rows(void **state) {
 /* Neither where the variance is not a difference of squares, nor where it is. */
 static void a_mean_cancels_nothing(void **state) {
   (void)state;
-  static const int64_t dims[] = {6, 30, 64, 128, 1024};
+  static const int64_t dims[] = {30, 64, 128, 1024};
   static const double means[] = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1, 3, 1000}; /* the spread is 1 */
   for (size_t k = 0; k < sizeof dims / sizeof *dims; k++)
     for (size_t m = 0; m < sizeof means / sizeof *means; m++)
