@@ -116,8 +116,11 @@ class _Last:
         now = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         if versions != now or any(r() is not tensor for r, tensor in zip(references, tensors)):
             result = function(*tensors)
-            self.entry = ([weakref.ref(tensor) for tensor in tensors], now, result)
+            self.entry = ([weakref.ref(tensor, self._forget) for tensor in tensors], now, result)
         return result
+
+    def _forget(self, _: weakref.ref) -> None:
+        self.entry = ([], [], None)
 
 
 def _of_original(name: str) -> property:

@@ -6,8 +6,8 @@ shares are float32, travel in one all-reduce for all parameters of a call, and a
 once, after the sum. Gradients of tables are not summed.
 
 Order of the sum: within a rank as always (docs/numerics.md), over the ranks as the group's all-reduce adds float32.
-With gloo and NCCL that order follows from the number of ranks and of elements, and every rank is handed the same bits.
-Of two ranks it is one addition, to which it does not matter who computed what.
+With gloo that follows from the number of ranks and of elements, and every rank is handed the same bits; other backends
+have rules of their own. Of two ranks it is one addition, to which it does not matter who computed what.
 
 It is a sum, not a mean. Do not ask for it over ranks whose gradients something else reduces already, as
 DistributedDataParallel and FSDP do for data parallelism.

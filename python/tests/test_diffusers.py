@@ -7,6 +7,7 @@ the same dtype does.
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import sys
 import warnings
@@ -436,6 +437,23 @@ def test_tables_are_made_once_and_never_stale(name: str) -> None:
         else:
             inputs["img_shapes"] = [[(zoo.FRAMES, *((zoo.HEIGHT, zoo.WIDTH)[:: 1 - 2 * (turn % 2)]))]] * zoo.BATCH
         torch.testing.assert_close(model(**inputs).sample, other(**inputs).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "wan-t2v"])
+def test_layers_share_tables_and_keep_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once for all layers of a call, and gone with it."""
+    model, inputs = zoo.make(name)
+    normrope.diffusers.patch(model)
+    made = []
+    for maker in ("_joined_tables", "_paired_tables"):
+        make = getattr(normrope.diffusers, maker)
+        monkeypatch.setattr(normrope.diffusers, maker, lambda *x, make=make: made.append(1) or make(*x))
+    with torch.no_grad():
+        model(**inputs)
+    assert len(made) == 1
+    gc.collect()
+    processors = {id(m.processor.last): m.processor.last for m in model.modules() if hasattr(m, "processor")}
+    assert [last.entry for last in processors.values()] == [([], [], None)]
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "hunyuan-video", "wan-t2v"])
