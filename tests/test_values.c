@@ -288,6 +288,23 @@ static void a_mean_cancels_nothing(void **state) {
       }
 }
 
+/* Where a weight's gradient is one product, an error of a small xhat is all of it. */
+static void gradients_of_a_single_row(void **state) {
+  (void)state;
+  static const int64_t dims[] = {4, 64, 1024};
+  static const double means[] = {0, 0.3, 0.9, 30};
+  for (int i = 0; i < 3 * 4 * 3 * 8; i++) {
+    stream s = everything(dims[i % 3], (nr_dtype)(i / 12 % 3), NR_NORM_LAYER_AFFINE);
+    s.parameters = NR_F32;
+    s.B = s.S = s.N = 1;
+    s.mean = means[i / 3 % 4];
+    fixture *f = fixture_new(NR_BACKWARD, (uint64_t)i);
+    fixture_add(f, &s);
+    fixture_try(f, NULL, 0, "one row");
+    fixture_free(f);
+  }
+}
+
 /* Statistics that came from a row of zeros or of overflow, and weights that are all 0. */
 static void statistics_and_weights_of_zero(void **state) {
   (void)state;
@@ -469,6 +486,7 @@ int main(void) {
     cmocka_unit_test(dead_lanes_do_not_leak),
     cmocka_unit_test(huge_and_tiny_rows),
     cmocka_unit_test(a_mean_cancels_nothing),
+    cmocka_unit_test(gradients_of_a_single_row),
     cmocka_unit_test(statistics_and_weights_of_zero),
     cmocka_unit_test(a_huge_mean_and_rstd),
     cmocka_unit_test(float16_overflows_to_infinity),

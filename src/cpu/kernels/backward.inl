@@ -5,10 +5,9 @@
  *   grad_x = rstd * dxhat - (rstd * mean(dxhat) + xhat * rstd * mean(dxhat * xhat))
  *   grad_weight += dy * xhat,  grad_bias += dy
  *
- * with means over the channels that share statistics, their factors made in float64. xhat is x * rstd - mean * rstd
- * with the second product as the sum of two floats, `high` and `low`, so that it is good to float32 however large the
- * mean. Rows whose mean is within a deviation of 0 do without `low`; the others are `far`. The result is one fused
- * multiply-add of dxhat and a correction that is small in long rows.
+ * with means over the channels that share statistics, their factors made in float64. x - mean is exact where x is near
+ * the mean, so that xhat is good to two roundings of its own. The result is one fused multiply-add of dxhat and a
+ * correction that is small in long rows.
  *
  * A group of rows is read, and dxhat and xhat kept in the first-level cache, to make the sums over channels; then they
  * are read again to make the result. In between stands a chain of dependent operations, so the next group is read
@@ -30,12 +29,10 @@ typedef struct backward_group {
   char *g_ahead[ROWS], *x_ahead[ROWS];
   bool one_position; /* of whole groups: all rows have the tables of the first */
   const float *cos[ROWS], *sin[ROWS];
-  float mean[ROWS], rstd[ROWS], high[ROWS], low[ROWS]; /* high + low = -mean * rstd; low is -0 of rows that are
-                                                          near, which changes no bit of what it is added to */
-  bool any_far, huge[ROWS], any_huge;                  /* huge: mean * rstd is out of range */
-  float shift[ROWS], slope[ROWS];                      /* -rstd * mean(dxhat), rstd * mean(dxhat * xhat) */
-  double sum_d[ROWS], sum_dx[ROWS];                    /* of dxhat, of dxhat * xhat */
-  float *dxhat[ROWS], *xhat[ROWS];                     /* scratch */
+  float mean[ROWS], rstd[ROWS];
+  float shift[ROWS], slope[ROWS];   /* -rstd * mean(dxhat), rstd * mean(dxhat * xhat) */
+  double sum_d[ROWS], sum_dx[ROWS]; /* of dxhat, of dxhat * xhat */
+  float *dxhat[ROWS], *xhat[ROWS];  /* scratch */
   char *out[ROWS];
   scratch *g_strided, *x_strided; /* [ROWS] */
 } backward_group;
@@ -53,21 +50,6 @@ typedef struct backward_state {
   prefetch g_ahead, x_ahead;
   int64_t added; /* groups whose sums are in the float32 parts */
 } backward_state;
-
-/* What follows from the means and the rstds. */
-INLINE void split_product(backward_group *of, rows_f32 mean, rows_f32 rstd) {
-  const rows_f32 high = -(mean * rstd);
-  memcpy(of->mean, &mean, sizeof mean);
-  memcpy(of->rstd, &rstd, sizeof rstd);
-  memcpy(of->high, &high, sizeof high);
-  of->any_far = of->any_huge = false;
-  for (int64_t r = 0; r < ROWS; r++) {
-    bool near = fabsf(high[r]) <= 1;
-    of->low[r] = near ? -0.0f : fmaf(-mean[r], rstd[r], -high[r]);
-    of->any_far |= !near;
-    of->any_huge |= of->huge[r] = fabsf(high[r]) > FLT_MAX;
-  }
-}
 
 /* What a group's sums come to, with `share` one over the number of channels. */
 INLINE void backward_means(backward_group *of, double share) {
@@ -106,13 +88,9 @@ typedef struct backward_sums {
   v16 d[ROWS], dx[ROWS];
 } backward_sums;
 
-/* How large the means of a group's rows are, at most. */
-typedef enum magnitude { MEANS_NEAR, MEANS_FAR, MEANS_HUGE } magnitude;
-
 /* dxhat in the chunk at channel d of a group's rows, and what they add to the sums over channels and rows. */
 INLINE void backward_chunk(const backward_state *t, const backward_group *of, backward_sums *sums, nr_dtype dtype,
-                           turn how, bool one_position, magnitude means, int64_t rows, nr_norm norm, int64_t d,
-                           int64_t n) {
+                           turn how, bool one_position, int64_t rows, nr_norm norm, int64_t d, int64_t n) {
   const int64_t partner = how == TURN_CHUNKS ? partner_chunk(t->b->segment, d) : d;
   const v32 zero = both(v16_set(0));
   const bool weighs = nr_norm_weighs(norm), centres = nr_norm_centres(norm);
@@ -129,11 +107,7 @@ INLINE void backward_chunk(const backward_state *t, const backward_group *of, ba
       continue;
     v32 x = load(of->x[r], dtype, d, n), rstd = both(v16_set(of->rstd[r])), xhat;
     if (centres) {
-      xhat = each_fma(x, rstd, both(v16_set(of->high[r])));
-      if (means != MEANS_NEAR)
-        xhat = each_add(xhat, both(v16_set(of->low[r])));
-      if (means == MEANS_HUGE && of->huge[r])
-        xhat = each_mul(each_sub(x, both(v16_set(of->mean[r]))), rstd);
+      xhat = each_mul(each_sub(x, both(v16_set(of->mean[r]))), rstd);
       xhat = first_channels(xhat, dtype, n);
       sums->d[r] = v16_add(v16_add(sums->d[r], dxhat.a), dxhat.b);
     } else {
@@ -153,7 +127,7 @@ INLINE void backward_chunk(const backward_state *t, const backward_group *of, ba
 }
 
 INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype dtype, turn how, bool one_position,
-                           magnitude means, int64_t rows, nr_norm norm) {
+                           int64_t rows, nr_norm norm) {
   const int64_t dim = t->b->segment->dim, whole = dim / CHUNK * CHUNK;
   const int64_t turned = how == TURN_PLAIN || t->tables.turned > whole ? whole : t->tables.turned;
   backward_sums sums;
@@ -162,14 +136,14 @@ INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype
     sums.d[r] = sums.dx[r] = v16_set(0);
   int64_t d = 0;
   for (; d < turned; d += CHUNK)
-    backward_chunk(t, of, &sums, dtype, how, one_position, means, rows, norm, d, CHUNK);
+    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, CHUNK);
   if (how != TURN_PLAIN)
     for (; d < whole; d += CHUNK)
-      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, means, rows, norm, d, CHUNK);
+      backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, CHUNK);
   if (d < dim && how != TURN_CHUNKS && (how != TURN_ADJACENT || t->tables.turned == dim))
-    backward_chunk(t, of, &sums, dtype, how, one_position, means, rows, norm, d, dim - d);
+    backward_chunk(t, of, &sums, dtype, how, one_position, rows, norm, d, dim - d);
   else if (d < dim)
-    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, means, rows, norm, d, dim - d);
+    backward_chunk(t, of, &sums, dtype, TURN_NONE, true, rows, norm, d, dim - d);
   float sum_d[ROWS] = {0}, sum_dx[ROWS] = {0};
   if (nr_norm_centres(norm))
     v16_sum4(sums.d, sum_d);
@@ -179,10 +153,10 @@ INLINE void backward_terms(const backward_state *t, backward_group *of, nr_dtype
     of->sum_d[r] = (double)sum_d[r], of->sum_dx[r] = (double)sum_dx[r];
 }
 
-/* The same for whole groups of near rows of one position, with the norm as a constant. */
+/* The same for whole groups of one position, with the norm as a constant. */
 INLINE void backward_whole(const backward_state *t, backward_group *of, nr_dtype dtype, turn how) {
 #define WHOLE(norm)                                                                                                    \
-  case norm: backward_terms(t, of, dtype, how, true, MEANS_NEAR, ROWS, norm); break
+  case norm: backward_terms(t, of, dtype, how, true, ROWS, norm); break
   switch (t->b->segment->norm) {
     WHOLE(NR_NORM_NONE);
     WHOLE(NR_NORM_LAYER);
@@ -198,16 +172,16 @@ INLINE void backward_whole(const backward_state *t, backward_group *of, nr_dtype
   APART void terms_##dtype##_##how(const backward_state *t, backward_group *of) {                                      \
     const nr_norm norm = t->b->segment->norm;                                                                          \
     const bool whole = V16_REGISTERS && of->rows == ROWS;                                                              \
-    if (whole && !of->any_far && (TURN_##how == TURN_NONE || of->one_position))                                        \
+    if (whole && (TURN_##how == TURN_NONE || of->one_position))                                                        \
       backward_whole(t, of, NR_##dtype, TURN_##how);                                                                   \
-    else if (whole && !of->any_huge)                                                                                   \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, MEANS_FAR, ROWS, norm);                                     \
+    else if (whole)                                                                                                    \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, ROWS, norm);                                                \
     else                                                                                                               \
-      backward_terms(t, of, NR_##dtype, TURN_##how, false, MEANS_HUGE, of->rows, norm);                                \
+      backward_terms(t, of, NR_##dtype, TURN_##how, false, of->rows, norm);                                            \
   }
 #define TERMS_PLAIN(dtype)                                                                                             \
   APART void terms_##dtype##_PLAIN(const backward_state *t, backward_group *of) {                                      \
-    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, MEANS_HUGE, of->rows, t->b->segment->norm);                   \
+    backward_terms(t, of, NR_##dtype, TURN_PLAIN, false, of->rows, t->b->segment->norm);                               \
   }
 #define TERMS_OF(dtype) TERMS(dtype, NONE) TERMS(dtype, ADJACENT) TERMS(dtype, CHUNKS) TERMS_PLAIN(dtype)
 TERMS_OF(F32)
@@ -288,12 +262,12 @@ INLINE void read_statistics(backward_state *t, backward_group *of, int64_t rows)
   char *mean[ROWS], *rstd[ROWS];
   take(&t->mean, &t->at, rows, mean);
   take(&t->rstd, &t->at, rows, rstd);
-  rows_f32 means = {0}, rstds = {1, 1, 1, 1};
+  for (int64_t r = 0; r < ROWS; r++)
+    of->mean[r] = 0, of->rstd[r] = 1;
   for (int64_t r = 0; r < rows && t->mean.at; r++)
-    means[r] = *(const float *)mean[r];
+    of->mean[r] = *(const float *)mean[r];
   for (int64_t r = 0; r < rows && t->rstd.at; r++)
-    rstds[r] = *(const float *)rstd[r];
-  split_product(of, means, rstds);
+    of->rstd[r] = *(const float *)rstd[r];
 }
 
 /* The next rows of the walk. */

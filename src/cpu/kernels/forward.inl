@@ -161,7 +161,7 @@ INLINE void forward_recentre(forward_group *of) {
 INLINE void forward_means_again(const forward_state *t, forward_group *of, int64_t channels) {
   const forward_group first = *of;
   for (int64_t r = 0; r < ROWS; r++)
-    of->sum[r] = fabs(of->centre[r]) <= FLT_MAX ? of->sum[r] : 0; /* what is infinite lacks nothing */
+    of->sum[r] = fabs(of->sum[r]) <= DBL_MAX ? of->sum[r] : 0; /* what overflowed says nothing of what is lacking */
   forward_means(t, of, channels);
   for (int64_t r = 0; r < ROWS; r++)
     if (!first.far[r])
