@@ -109,7 +109,7 @@ static json_t *json_row(const nr_case_output *output, const nr_verdict *v) {
 /* Prints what was judged; adds to the JSON report. Returns the exit code. */
 static int report(const arguments *a, const nr_case *c, nr_direction direction, const nr_verdict *verdicts,
                   json_t *rows) {
-  int code = NR_EXIT_OK;
+  int code = NR_EXIT_OK, absent = 0;
   if (!a->json)
     printf("%-26s %12s %10s %12s  %-22s %s\n", direction_names[direction], "elements", "worst ulp", "error/bound",
            "worst at", "verdict");
@@ -119,8 +119,10 @@ static int report(const arguments *a, const nr_case *c, nr_direction direction, 
       continue;
     if (!output->tensor.data && !a->json)
       printf("%-26s %12s\n", output->tensor.name, "absent");
-    if (!output->tensor.data)
+    if (!output->tensor.data) {
+      absent++;
       continue;
+    }
     if (verdicts[i].failures)
       code = NR_EXIT_CHECK;
     if (a->json)
@@ -128,8 +130,10 @@ static int report(const arguments *a, const nr_case *c, nr_direction direction, 
     else
       print_row(output, &verdicts[i]);
   }
+  if (!a->json && absent)
+    printf("%d absent, not judged.\n", absent);
   if (!a->json && !code)
-    printf("All within their bounds. Many ulp are a result near 0 in a row of large terms: docs/numerics.md has the "
+    printf("All that is there is within its bounds. Many ulp are a result near 0 in a row of large terms: docs/numerics.md has the "
            "bounds.\n");
   return code;
 }
@@ -250,8 +254,8 @@ static int run(const nr_command *self, int argc, char **argv) {
 }
 
 static const char notes[] =
-    "Bounds: rows, half an ulp of the output's dtype and 2 (forward: 4) float32 roundings of the row's largest term;\n"
-    "parameter gradients, half an ulp and 2 (tables: 4) roundings of the sum of their terms' magnitudes; statistics,\n"
+    "Bounds: rows, half an ulp of the output's dtype and 3 (forward: 4) float32 roundings of the row's largest term;\n"
+    "parameter and table gradients, half an ulp and 4 roundings of the sum of their terms' magnitudes; statistics,\n"
     "2 ulp and the roundings of their sums; rows without norm and rope, equal bits. Exits 1 if an element is beyond "
     "them.\n";
 
