@@ -133,9 +133,8 @@ static int report(const arguments *a, const nr_case *c, nr_direction direction, 
   if (!a->json && absent)
     printf("%d absent, not judged.\n", absent);
   if (!a->json && !code)
-    printf("All that is there is within its bounds. Many ulp are a result near 0 in a row of large terms: "
-           "docs/numerics.md has the "
-           "bounds.\n");
+    printf("All that is there is within its bounds (docs/numerics.md). Many ulp are a result near 0 in a row of large "
+           "terms.\n");
   return code;
 }
 
