@@ -133,7 +133,7 @@ def compare(check: Check, repeat: int) -> dict:
     if subprocess.run(python, capture_output=True).returncode:
         print(f"{'comparison with PyTorch':44} left out: no PyTorch with CUDA for {sys.executable}")
         return report
-    command = [sys.executable, "-m", "normrope.bench.gpu", "--command", BUILD / "bin/normrope", "--repeat", repeat]
+    command = [sys.executable, "-m", "normrope.bench.gpu", "--repeat", repeat]
     sources = {"PYTHONPATH": str(ROOT / "python"), "NORMROPE_LIBRARY": str(BUILD / "lib/libnormrope.so")}
     output = check.run("comparison with PyTorch", command, 180, sources)
     if output:
@@ -156,8 +156,9 @@ def as_text(report: dict) -> str:
     if "torch" in report:
         lines += ["", f"PyTorch {report['torch']['torch']}: microseconds, and how many times the operator's"]
         for r in report["torch"]["results"]:
-            ours = r["microseconds"]["operator"]
-            times = "  ".join(f"{name} {us:.1f} ({us / ours:.2f})" for name, us in r["microseconds"].items())
+            medians = {name: us["median"] for name, us in r["microseconds"].items()}
+            ours = medians["operator"]
+            times = "  ".join(f"{name} {us:.1f} ({us / ours:.2f})" for name, us in medians.items())
             lines.append(f"{r['preset']:14} {r['dtype']:9} {r['direction']:9} {times}")
             lines += [f"{'':34} {name}: {why}" for name, why in r["not_taken"].items()]
     return "\n".join(lines) + "\n"

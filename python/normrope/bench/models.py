@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,15 +20,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
-def _norm(x: Tensor, kind: str, weight: Tensor | None, bias: Tensor | None, eps: float, all_heads: bool) -> Tensor:
-    if kind == "none":
-        return x
-    rows = x.flatten(2) if all_heads else x
-    size = (rows.shape[-1],)
-    normed = (
-        F.layer_norm(rows, size, weight, bias, eps) if kind.startswith("layer") else F.rms_norm(rows, size, weight, eps)
-    )
-    return normed.view_as(x)
+def normalise(x: Tensor, kind: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm or RMSNorm over the last axis."""
+    size = (x.shape[-1],)
+    if kind.startswith("layer"):
+        return F.layer_norm(x, size, weight, bias, eps)
+    return F.rms_norm(x, size, weight, eps)
 
 
 def norm_rope_concat(
@@ -38,12 +37,14 @@ def norm_rope_concat(
     order: str,
     scope: str,
     eps: float,
+    normalise: Callable[..., Tensor] = normalise,
+    rotate: Callable[..., Tensor] = rotate,
     **tensors: Tensor,
 ) -> tuple[Tensor, ...]:
     """normrope.norm_rope_concat, of full tables; [B, N, S, D], contiguous.
 
     Concat makes the transposed rows contiguous, so there is no pass for that alone; rope comes after it where all rows
-    rotate.
+    rotate. `normalise` and `rotate` may be someone's kernels.
     """
     joined = []
     streams = (("", "norm_", norm), ("encoder_", "norm_added_", norm_added))
@@ -54,9 +55,10 @@ def norm_rope_concat(
             x = tensors.get(prefix + projection)
             if x is None:
                 continue
-            if projection != "value":
+            if projection != "value" and kind != "none":
                 weight, bias = (tensors.get(f"{norm_prefix}{projection}_{p}") for p in ("weight", "bias"))
-                x = _norm(x, kind, weight, bias, eps, scope == "all_heads")
+                rows = x.flatten(2) if scope == "all_heads" else x
+                x = normalise(rows, kind, weight, bias, eps).view_as(x)
             x = x.transpose(1, 2)
             if rotates and rope_on == "image" and not prefix:
                 x = rotate(x, tensors["rope_cos"], tensors["rope_sin"], rope == "interleaved")

@@ -107,14 +107,14 @@ class Case:
         return sum(t.nbytes for t in self.incoming)
 
 
-def make(preset: Preset, device: str = "cpu") -> Case:
-    """Numbers of the preset's shape, the same ones every time."""
-    generator = torch.Generator().manual_seed(0)
+def make(preset: Preset, device: str = "cpu", seed: int = 0) -> Case:
+    """Numbers of the preset's shape, the same ones every time for a seed and a kind of device."""
+    generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, preset.dtype)
     joined = preset.image + preset.text
 
     def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
     tensors: dict[str, Tensor] = {}
     for stream, length in zip(STREAMS, (preset.image, preset.text)):

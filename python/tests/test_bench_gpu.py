@@ -1,0 +1,121 @@
+"""The comparison on CUDA devices where there is none: what is compared agrees, by stand-ins for others' kernels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normrope.bench import gpu, measure, models, presets, separate
+
+
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """As flash-attn and quack have it: [B, S, N, D] by tables with an entry for each pair."""
+    assert cos.is_contiguous()
+    assert cos.shape == (x.shape[1], x.shape[3] // 2)
+    full = [t.repeat_interleave(2, 1) if interleaved else t.repeat(1, 2) for t in (cos, sin)]
+    turned = models.rotate(x.transpose(1, 2), *full, interleaved).transpose(1, 2)
+    return torch.empty_like(x).copy_(turned)
+
+
+class Rms:
+    @staticmethod
+    def apply(x: Tensor, weight: Tensor, eps: float, offset: float, casting: str, in_place: bool) -> Tensor:
+        assert (offset, casting, in_place) == (0, "llama", False)
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class Layer:
+    @staticmethod
+    def apply(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+STAND_INS = {
+    "quack.rmsnorm": {"rmsnorm": lambda x, w, eps: F.rms_norm(x, x.shape[-1:], w, eps)},
+    "quack.rotary": {"apply_rotary_emb": apply_rotary_emb},
+    "flash_attn.layers.rotary": {"apply_rotary_emb": apply_rotary_emb},
+    "liger_kernel.ops.rms_norm": {"LigerRMSNormFunction": Rms},
+    "liger_kernel.ops.layer_norm": {"LigerLayerNormFunction": Layer},
+}
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts stand-ins for these packages where Python looks for modules."""
+
+    def put(*packages: str) -> None:
+        for name, members in STAND_INS.items():
+            module: Any = ModuleType(name)
+            vars(module).update(members)
+            there = name.split(".")[0] in packages
+            monkeypatch.setitem(sys.modules, name, module if there else None)
+
+    return put
+
+
+def small(name: str) -> presets.Preset:
+    return replace(presets.PRESETS[name], image=7, text=3 if presets.PRESETS[name].text else 0, heads=4)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_separate_kernels_compute_the_step(name: str, install: Callable[..., None]) -> None:
+    install("quack", "flash_attn", "liger_kernel")
+    preset = small(name)
+    case = presets.make(preset)
+    rope = preset.rope != "none"
+    expected = {"quack norm, quack rope" if rope else "quack", "liger norm, quack rope" if rope else "liger"}
+    if preset.norm != "rms_affine":
+        expected = {n for n in expected if n.startswith("liger")} if preset.norm == "layer_affine" else set()
+    makers = gpu.makers(case)
+    assert makers.keys() - {"operator", "normrope", "eager", "compile"} == expected
+    for kind in expected:
+        for direction in ("forward", "backward"):
+            variant = makers[kind](case)
+            variant.open(direction)
+            measure.check_agreement(case, direction, [variant])
+
+
+def test_what_is_installed_is_used(install: Callable[..., None]) -> None:
+    case = presets.make(small("flux"))
+    install()
+    assert separate.steps(case).keys() == set()
+    install("liger_kernel")
+    assert separate.steps(case).keys() == {"liger"}
+    install("liger_kernel", "flash_attn")
+    assert separate.steps(case).keys() == {"liger norm, flash-attn rope"}
+
+
+def test_a_line_of_the_result(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    install("liger_kernel", "flash_attn")
+    wrong = ModuleType("flash_attn.layers.rotary")
+    wrong.apply_rotary_emb = lambda x, cos, sin, interleaved: x  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, wrong.__name__, wrong)
+    monkeypatch.setattr(gpu, "LEAST_BYTES", 300_000)
+    ran = []
+
+    def time(works: list[Callable[[], Any]], repeat: int) -> tuple[Any, bool]:
+        ran.append([len(work()) for work in works])
+        return measure.summary([repeat] * repeat), True
+
+    found = gpu.compare(small("flux"), "backward", 3, "cpu", time)
+    assert found["sets"] == len(ran[0]) > 1
+    assert [set(lengths) for lengths in ran] == [{6 + 4}] * 4
+    assert set(found["microseconds"]) == {"operator", "normrope", "eager", "compile"}
+    assert found["not_taken"].keys() == {"liger norm, flash-attn rope"}
+    assert "is not what float32 gives" in found["not_taken"]["liger norm, flash-attn rope"]
+    cases = gpu.sets(small("flux"), "cpu")
+    assert not torch.equal(cases[0].tensors["query"], cases[1].tensors["query"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
