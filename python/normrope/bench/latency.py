@@ -41,20 +41,22 @@ def bare(operator: variants.Operator, direction: str) -> Callable[[], None]:
     return call
 
 
-def per_call(work: Callable[[], Any], calls: int, repeat: int) -> list[float]:
-    """Seconds for each of `calls` calls, several times."""
-    samples = []
+def per_call(works: dict[str, Callable[[], Any]], calls: int, repeat: int) -> dict[str, list[float]]:
+    """Seconds for each of `calls` calls in a row, of each in turn, several times."""
+    samples: dict[str, list[float]] = {name: [] for name in works}
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repeat + 1):
-            start = time.perf_counter()
-            for _ in range(calls):
-                work()
-            samples.append((time.perf_counter() - start) / calls)
+        for number in range(repeat + 1):
+            for name, work in works.items():
+                start = time.perf_counter()
+                for _ in range(calls):
+                    work()
+                if number:
+                    samples[name].append((time.perf_counter() - start) / calls)
     finally:
         gc.enable()
-    return samples[1:]
+    return samples
 
 
 def measured(preset: str, threads: int, calls: int, repeat: int) -> dict[str, dict[str, Any]]:
@@ -70,34 +72,38 @@ def measured(preset: str, threads: int, calls: int, repeat: int) -> dict[str, di
             step.run("forward")
 
     class Nothing(torch.autograd.Function):
-        """As many tensors, and no work: what autograd itself takes."""
+        """As many tensors, with fresh memory for as many gradients, and no work: what any function costs there."""
 
         @staticmethod
         def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            ctx.tensors = tensors
+            ctx.save_for_backward(*tensors)
             return tuple([torch.empty_like(t) for t in case.incoming])
 
         @staticmethod
         def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return ctx.tensors
+            return tuple([torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in ctx.saved_tensors])
 
     recorded = step.case  # type: ignore[attr-defined]
     inputs = [t for t in recorded.tensors.values() if t.requires_grad]
     nothing = Nothing.apply(*inputs)
 
-    def autograd() -> None:
+    def inference_of_nothing() -> None:
+        with torch.no_grad():
+            Nothing.apply(*inputs)
+
+    def backward_of_nothing() -> None:
         torch.autograd.grad(nothing, inputs, case.incoming, retain_graph=True)
 
     step.open("backward")
     works = {
-        "forward, no gradients wanted": ("forward", inference, None),
-        "forward": ("forward", lambda: step.run("forward"), None),
-        "backward": ("backward", lambda: step.run("backward"), autograd),
+        "forward, no gradients wanted": ("forward", inference, inference_of_nothing),
+        "forward": ("forward", lambda: step.run("forward"), lambda: Nothing.apply(*inputs)),
+        "backward": ("backward", lambda: step.run("backward"), backward_of_nothing),
     }
     found = {}
-    for name, (direction, call, without) in works.items():
-        timed = {"bare": bare(operator, direction), "call": call, **({"autograd": without} if without else {})}
-        found[name] = {kind: measure.summary(per_call(work, calls, repeat)) for kind, work in timed.items()}
+    for name, (direction, call, autograd) in works.items():
+        timed = {"bare": bare(operator, direction), "call": call, "autograd": autograd}
+        found[name] = {kind: measure.summary(samples) for kind, samples in per_call(timed, calls, repeat).items()}
     return found
 
 
@@ -113,16 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measured(arguments.preset, arguments.threads, arguments.calls, arguments.repeat)
     title = f"{arguments.preset}: microseconds a call, medians (quartiles), {arguments.threads} threads"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("", "nr_plan_run", "the call", "of it autograd alone", "beyond nr_plan_run and autograd"):
+    for column in ("", "nr_plan_run", "the call", "of it autograd alone", "beyond nr_plan_run", "and beyond autograd"):
         table.add_column(column, justify="right" if column else "left")
     for name, timed in found.items():
         texts = [
             f"{s['median'] * 1e6:.1f} ({s['lower_quartile'] * 1e6:.1f} - {s['upper_quartile'] * 1e6:.1f})"
             for s in timed.values()
         ]
-        rest = timed["call"]["median"] - timed["bare"]["median"]
-        rest -= timed["autograd"]["median"] if "autograd" in timed else 0
-        table.add_row(name, *texts, *([] if "autograd" in timed else ["-"]), f"{rest * 1e6:.1f}")
+        beyond = timed["call"]["median"] - timed["bare"]["median"]
+        rest = [f"{seconds * 1e6:.1f}" for seconds in (beyond, beyond - timed["autograd"]["median"])]
+        table.add_row(name, *texts, *rest)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     if arguments.json:
         version = {"version": normrope.__version__, "torch": torch.__version__, "threads": arguments.threads}
