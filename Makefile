@@ -13,13 +13,13 @@ PYTHON = build/python/env/bin/python
 .PHONY: all setup demo test python bench bench-torch bench-blocks gpu-check plot format check-format check-python install clean
 all:
 	@cmake --preset release -DNORMROPE_WERROR=$(WERROR) $(if $(wildcard build/CMakeCache.txt),,$(GENERATOR)) >/dev/null
-	@cmake --build build --parallel $(JOBS)
+	@cmake --build build --parallel $(JOBS) $(addprefix --target ,$(TARGETS))
 
 setup:
 	@scripts/setup.sh
 
 demo: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory all TARGETS=normrope-cli
 	@scripts/demo.sh
 
 test: setup
