@@ -38,7 +38,14 @@ for preset in $presets; do
     expect 0 check case.st --device cuda
   fi
 done
-[ -n "$cuda" ] || { expect 4 backward case.st -o grad.st --device cuda && says 'no CUDA device'; }
+[ -n "$cuda" ] || {
+  expect 4 backward case.st -o grad.st --device cuda
+  says '--device cuda: not here: [a-z]'
+}
+expect 0 info
+grep -q "^devices:  *cpu  reference  cuda$([ -n "$cuda" ] || echo ' (not here: [a-z].*)')$" out || fail "devices: $(cat out)"
+NORMROPE_DEVICES=cpu "$cli" info >out
+[ -z "$cuda" ] || grep -q 'cuda (not here: NORMROPE_DEVICES leaves none)$' out || fail "no device is left: $(cat out)"
 [ "$("$cli" info --json | grep -c '"note"')" = "$(wc -w <<<"$presets")" ] || fail "info lists other presets than tested"
 
 # Options, one at a time and together.
