@@ -64,6 +64,14 @@ done <<'END'
 --norm 0 --norm-added 1 --text 0
 END
 
+# An option alone: the text's norm stays, and tables of the image's rows move with them, which the operator cannot say.
+expect 0 make-case --norm 4 -o case.st
+grep -aq '"normType":"4","normAddedType":"2"' case.st || fail "--norm alone: $(head -c 300 case.st)"
+expect 0 make-case --order 1 -o case.st
+grep -aq '"segments":.*ropePosition' case.st || fail "--order alone: $(head -c 300 case.st)"
+expect 0 make-case --order 1 --rope none -o case.st
+grep -aq '"concatOrder":"1"' case.st || fail "--order without tables: $(head -c 300 case.st)"
+
 # Results do not depend on threads or instruction set, and a case not on when it was made.
 expect 0 make-case flux --image 300 --text 20 -o case.st
 expect 0 make-case flux --image 300 --text 20 -o same.st
