@@ -50,14 +50,16 @@ enum { NR_OPTION_END = 0, NR_OPTION_HELP = -1, NR_OPTION_BAD = -2 };
    complaining (exit 2). After NR_OPTION_END argv[optind...] are the operands. */
 int nr_next_option(const nr_command *command, int argc, char **argv);
 
-/* The name of the command's option with that key. */
-const char *nr_option_name(const nr_command *command, int key);
-
 /* Exit code of the two negative keys. */
 static inline int nr_option_exit(int key) { return key == NR_OPTION_HELP ? NR_EXIT_OK : NR_EXIT_USAGE; }
 
 /* Complains, adds where help is to be found and returns NR_EXIT_USAGE. */
 __attribute__((format(printf, 2, 3))) int nr_usage(const nr_command *command, const char *format, ...);
+
+/* The same for a value that the option with that key does not take: "--heads 0, expected WHAT", where the format and
+   what follows it are WHAT. */
+__attribute__((format(printf, 4, 5))) int nr_unexpected(const nr_command *command, int key, const char *value,
+                                                        const char *format, ...);
 
 /* Whole text as a decimal integer in [low, high]; false, with *value unchanged, for anything else. */
 bool nr_parse_integer(const char *text, int64_t low, int64_t high, int64_t *value);

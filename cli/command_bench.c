@@ -49,7 +49,7 @@ static int add_preset(wishes *w, const char *item) {
   }
   int preset = nr_preset_find(item);
   if (preset < 0)
-    return nr_usage(w->command, "--preset %s: no such preset; 'normrope info' lists them", item);
+    return nr_unexpected(w->command, KEY_PRESET, item, "one that 'normrope info' lists");
   w->presets[w->num_presets++] = preset;
   return NR_EXIT_OK;
 }
@@ -61,7 +61,7 @@ static int add_dtype(wishes *w, const char *item) {
     return NR_EXIT_OK;
   }
   if (!nr_parse_dtype(item, &w->dtypes[w->num_dtypes]))
-    return nr_usage(w->command, "--dtype %s, expected float32, float16, bfloat16 or all", item);
+    return nr_unexpected(w->command, NR_RECIPE_DTYPE, item, "float32, float16, bfloat16 or all");
   w->num_dtypes++;
   return NR_EXIT_OK;
 }
@@ -69,7 +69,7 @@ static int add_dtype(wishes *w, const char *item) {
 static int add_direction(wishes *w, const char *item) {
   bool backward = !strcmp(item, "backward");
   if (!backward && strcmp(item, "forward"))
-    return nr_usage(w->command, "--direction %s, expected forward or backward", item);
+    return nr_unexpected(w->command, KEY_DIRECTION, item, "forward or backward");
   w->directions[w->num_directions++] = backward ? NR_BACKWARD : NR_FORWARD;
   return NR_EXIT_OK;
 }
@@ -119,7 +119,7 @@ static int read_option(wishes *w, int key, const char *value) {
   case NR_KEY_PROGRESS: w->progress = true; return NR_EXIT_OK;
   case KEY_REPEAT:
     if (!nr_parse_integer(value, 1, NR_BENCH_MAX_REPEAT, &number))
-      return nr_usage(w->command, "--repeat %s, expected a number from 1 to %d", value, NR_BENCH_MAX_REPEAT);
+      return nr_unexpected(w->command, key, value, "a number from 1 to %d", NR_BENCH_MAX_REPEAT);
     w->repeat = (int)number;
     return NR_EXIT_OK;
   }
@@ -155,11 +155,11 @@ static bool read_wishes(wishes *w, int argc, char **argv, int *code) {
 static int recipe_of(const wishes *w, int preset, int dtype, nr_recipe *recipe) {
   nr_message message;
   *recipe = nr_preset_recipe(preset);
-  nr_recipe_option(recipe, NR_RECIPE_DTYPE, nr_dtype_name((nr_dtype)dtype));
-  for (int i = 0; i < w->num_given; i++)
-    if (!nr_recipe_option(recipe, w->given[i].key, w->given[i].value))
-      return nr_usage(w->command, "--%s %s: not a value that this takes", nr_option_name(w->command, w->given[i].key),
-                      w->given[i].value);
+  int code = nr_recipe_option(recipe, w->command, NR_RECIPE_DTYPE, nr_dtype_name((nr_dtype)dtype));
+  for (int i = 0; i < w->num_given && !code; i++)
+    code = nr_recipe_option(recipe, w->command, w->given[i].key, w->given[i].value);
+  if (code)
+    return code;
   return nr_recipe_resolve(recipe, &message) ? nr_usage(w->command, "%s: %s", recipe->name, message.text) : NR_EXIT_OK;
 }
 

@@ -233,7 +233,7 @@ static int run(const nr_command *self, int argc, char **argv) {
     case KEY_DIRECTION:
       a.direction = !strcmp(optarg, "forward") ? NR_FORWARD : !strcmp(optarg, "backward") ? NR_BACKWARD : -1;
       if (a.direction < 0)
-        code = nr_usage(self, "--direction %s, expected forward or backward", optarg);
+        code = nr_unexpected(self, key, optarg, "forward or backward");
       break;
     default: code = nr_run_option(&a.run, self, key, optarg);
     }

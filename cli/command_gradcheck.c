@@ -1,5 +1,6 @@
 /* normrope gradcheck: the gradients' definition against finite differences, for every combination of options. */
 #include <getopt.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,15 +77,18 @@ static int run(const nr_command *self, int argc, char **argv) {
   arguments a = {.tolerance = 1e-8};
   int key;
   while ((key = nr_next_option(self, argc, argv)) > 0) {
-    bool good = true;
     switch (key) {
     case NR_KEY_JSON: a.json = true; break;
     case NR_KEY_PROGRESS: a.progress = true; break;
-    case KEY_TOLERANCE: good = nr_parse_number(optarg, &a.tolerance); break;
-    case KEY_SEED: good = nr_parse_integer(optarg, 0, INT64_MAX, &a.seed); break;
+    case KEY_TOLERANCE:
+      if (!nr_parse_number(optarg, &a.tolerance))
+        return nr_unexpected(self, key, optarg, "a number of at least 0");
+      break;
+    case KEY_SEED:
+      if (!nr_parse_integer(optarg, 0, INT64_MAX, &a.seed))
+        return nr_unexpected(self, key, optarg, "a number from 0 to %" PRId64, INT64_MAX);
+      break;
     }
-    if (!good)
-      return nr_usage(self, "%s: expected a number >= 0", optarg);
   }
   if (key != NR_OPTION_END)
     return nr_option_exit(key);

@@ -74,8 +74,12 @@ static void print_text(void) {
     printf("  %s%s", nr_isa(i), nr_isa_usable(nr_isa(i)) ? "" : " (not on this machine)");
   printf("\nin use:            %s\nthreads:           %" PRId32 "\ndevices:         ", nr_isa_default(),
          nr_default_threads());
-  for (int i = 0; i < NR_NUM_DEVICES; i++)
+  for (int i = 0; i < NR_NUM_DEVICES; i++) {
+    const char *absent = nr_devices[i].backend == NR_BACKEND_CUDA ? nr_cuda_absent() : NULL;
     printf("  %s", nr_devices[i].name);
+    if (absent)
+      printf(" (not here: %s)", absent);
+  }
   printf("\nfound here:      ");
   for (int i = 0; nr_runtime_device(i); i++)
     printf("  %d: %s", i, nr_runtime_device(i));

@@ -45,11 +45,13 @@ static int run(const nr_command *self, int argc, char **argv) {
   nr_recipe recipe = nr_preset_recipe(preset);
   if (argc == optind)
     recipe.name = NULL;
-  for (int i = 0; i < count; i++)
-    if (!nr_recipe_option(&recipe, given[i].key, given[i].value))
-      return nr_usage(self, "--%s %s: not a value that this takes", nr_option_name(self, given[i].key), given[i].value);
+  int code = NR_EXIT_OK;
+  for (int i = 0; i < count && !code; i++)
+    code = nr_recipe_option(&recipe, self, given[i].key, given[i].value);
+  if (code)
+    return code;
   nr_message message = {""};
-  int code = nr_recipe_resolve(&recipe, &message);
+  code = nr_recipe_resolve(&recipe, &message);
   if (code)
     return nr_usage(self, "%s", message.text);
   code = nr_check_output(output, NULL, 0, &message);

@@ -27,6 +27,20 @@ int nr_runtime_find(bool cuda) {
   return -1;
 }
 
+const char *nr_cuda_absent(void) {
+  if (nr_runtime_find(true) >= 0)
+    return NULL;
+  nr_problem nothing = nr_problem_default();
+  nothing.backend = NR_BACKEND_CUDA;
+  nr_plan *plan;
+  nr_status status = nr_plan_create(&plan, &nothing);
+  nr_plan_destroy(plan);
+  if (status == NR_OK)
+    return "NORMROPE_DEVICES leaves none";
+  const char *why = nr_last_error();
+  return !strncmp(why, "cuda: ", 6) ? why + 6 : why;
+}
+
 /* Memory of the host from the first byte of some views to the last, and its copy on the device. */
 typedef struct range {
   char *low, *high;
@@ -160,8 +174,9 @@ static int run_job(job *j, const char *path, nr_message *message) {
 }
 
 int nr_run_on_cuda(const nr_problem *problem, const char *path, nr_message *message) {
-  if (nr_runtime_find(true) < 0)
-    return nr_refuse(message, NR_EXIT_RUN, "--device cuda: this machine, build or NORMROPE_DEVICES has no CUDA device");
+  const char *absent = nr_cuda_absent();
+  if (absent)
+    return nr_refuse(message, NR_EXIT_RUN, "--device cuda: not here: %s", absent);
   job *j = calloc(1, sizeof *j);
   if (!j)
     return nr_refuse(message, NR_EXIT_RUN, "%s: out of memory", path);

@@ -20,6 +20,9 @@ const char *nr_runtime_device(int i);
 /* The first of them that is a CUDA device, or is the CPU; -1: there is none. */
 int nr_runtime_find(bool cuda);
 
+/* Why there is no CUDA device to run on, good until the library's next error; NULL where there is one. */
+const char *nr_cuda_absent(void);
+
 /* nr_run_segments on the first CUDA device: with copies there of all memory that the segments name. */
 int nr_run_on_cuda(const nr_problem *problem, const char *path, nr_message *message);
 

@@ -88,11 +88,16 @@ int nr_next_option(const nr_command *command, int argc, char **argv) {
   return key;
 }
 
-const char *nr_option_name(const nr_command *command, int key) {
+int nr_unexpected(const nr_command *command, int key, const char *value, const char *format, ...) {
+  char what[256];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(what, sizeof what, format, arguments);
+  va_end(arguments);
   const nr_option *o = command->options;
   while (o->key != key)
     o++;
-  return o->name;
+  return nr_usage(command, "--%s %.200s, expected %s", o->name, value, what);
 }
 
 bool nr_parse_integer(const char *text, int64_t low, int64_t high, int64_t *value) {

@@ -33,11 +33,15 @@ enum {
   NR_RECIPE_END
 };
 
-/* One option's value into the recipe; false if it is none of these, or no value of it. */
-bool nr_recipe_option(nr_recipe *recipe, int key, const char *value);
+/* One of these options' values into the recipe, complaining about a bad one. Returns an exit code; other keys are a
+   mistake. */
+int nr_recipe_option(nr_recipe *recipe, const nr_command *command, int key, const char *value);
 
 /* "float32", "float16", "bfloat16". */
 bool nr_parse_dtype(const char *text, int *dtype);
+
+#define NR_RECIPE_NORMS "0 none, 1 LayerNorm, 2 affine LayerNorm, 3 RMSNorm, 4 affine RMSNorm"
+#define NR_RECIPE_ORDERS "0 image first, 1 text first"
 
 /* The rows of an option table that describe them, all but the dtype (NR_RECIPE_DTYPE). */
 #define NR_RECIPE_OPTION_ROWS                                                                                          \
@@ -48,15 +52,15 @@ bool nr_parse_dtype(const char *text, int *dtype);
       {"text", NR_RECIPE_TEXT, "S", "length of the text stream; 0: none"},                                             \
       {"image-key", NR_RECIPE_IMAGE_KEY, "S", "length of key and value, where not that of query"},                     \
       {"text-key", NR_RECIPE_TEXT_KEY, "S", "the same of the text stream"},                                            \
-      {"norm", NR_RECIPE_NORM, "TYPE", "0 none, 1 LayerNorm, 2 affine LayerNorm, 3 RMSNorm, 4 affine RMSNorm"},        \
-      {"norm-added", NR_RECIPE_NORM_ADDED, "TYPE", "the same for the text stream"},                                    \
+      {"norm", NR_RECIPE_NORM, "TYPE", "of image rows: " NR_RECIPE_NORMS},                                             \
+      {"norm-added", NR_RECIPE_NORM_ADDED, "TYPE", "of text rows, which --norm alone leaves as they are"},             \
       {"scope", NR_RECIPE_SCOPE, "WHAT", "statistics over each head, or over all-heads"},                              \
       {"shared", NR_RECIPE_SHARED, NULL, "text rows use the image's weights"},                                         \
       {"rope", NR_RECIPE_ROPE, "KIND", "none, interleave, half, or the width of a pairing block"},                     \
       {"rope-dim", NR_RECIPE_ROPE_DIM, "D", "channels that rotate, where fewer than all"},                             \
       {"rope-start", NR_RECIPE_ROPE_START, "P", "joined position of the tables' first row"},                           \
       {"rope-length", NR_RECIPE_ROPE_LENGTH, "R", "rows of the tables"},                                               \
-      {"order", NR_RECIPE_ORDER, "N", "0 image first, 1 text first"},                                                  \
+      {"order", NR_RECIPE_ORDER, "N", NR_RECIPE_ORDERS "; tables of image rows alone move with them"},                 \
       {"table-dtype", NR_RECIPE_TABLE_DTYPE, "NAME", "of the rope tables"},                                            \
       {"weight-dtype", NR_RECIPE_WEIGHT_DTYPE, "NAME", "of the norms' weights and biases"},                            \
       {"eps", NR_RECIPE_EPS, "X", "eps of the norms"},                                                                 \

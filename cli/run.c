@@ -52,10 +52,10 @@ int nr_run_option(nr_run_options *options, const nr_command *command, int key, c
         options->backend = nr_devices[i].backend;
         return NR_EXIT_OK;
       }
-    return nr_usage(command, "--device %s, expected cpu, cuda or reference", argument);
+    return nr_unexpected(command, key, argument, "cpu, cuda or reference");
   case NR_KEY_THREADS:
     if (!nr_parse_integer(argument, 1, 1024, &threads))
-      return nr_usage(command, "--threads %s, expected a number from 1 to 1024", argument);
+      return nr_unexpected(command, key, argument, "a number from 1 to 1024");
     options->threads = (int32_t)threads;
     return NR_EXIT_OK;
   default:
@@ -69,6 +69,6 @@ int nr_run_option(nr_run_options *options, const nr_command *command, int key, c
         nr_complain(message.text);
         return NR_EXIT_RUN;
       }
-    return nr_usage(command, "--isa %s, expected one that 'normrope info' lists", argument);
+    return nr_unexpected(command, key, argument, "one that 'normrope info' lists");
   }
 }

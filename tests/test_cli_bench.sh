@@ -47,18 +47,22 @@ expect 0 bench --help
 grep -q -- '--preset LIST' out || fail "no help: $(cat out)"
 
 expect 2 bench --preset nothing
-says 'no such preset'
+says "--preset nothing, expected one that 'normrope info' lists"
 expect 2 bench --preset flux,
 says 'an item is empty'
 expect 2 bench --dtype float64
-says '--dtype float64, expected'
+says '--dtype float64, expected float32, float16, bfloat16 or all'
 expect 2 bench --direction up
+says '--direction up, expected forward or backward'
 expect 2 bench --isa sse
 expect 2 bench --threads 0
 expect 2 bench --threads 1,x
 expect 2 bench --repeat 0
+says '--repeat 0, expected a number from 1 to'
 expect 2 bench --heads 0
-says '--heads 0: not a value'
+says '--heads 0, expected a number from 1 to 65536'
+expect 2 bench --norm rms
+says '--norm rms, expected 0 none, 1 LayerNorm'
 expect 2 bench --preset flux --dim 7
 says 'even number'
 expect 2 bench flux

@@ -38,7 +38,14 @@ for preset in $presets; do
     expect 0 check case.st --device cuda
   fi
 done
-[ -n "$cuda" ] || { expect 4 backward case.st -o grad.st --device cuda && says 'no CUDA device'; }
+[ -n "$cuda" ] || {
+  expect 4 backward case.st -o grad.st --device cuda
+  says '--device cuda: not here: [a-z]'
+}
+expect 0 info
+grep -q "^devices:  *cpu  reference  cuda$([ -n "$cuda" ] || echo ' (not here: [a-z].*)')$" out || fail "devices: $(cat out)"
+NORMROPE_DEVICES=cpu "$cli" info >out
+[ -z "$cuda" ] || grep -q 'cuda (not here: NORMROPE_DEVICES leaves none)$' out || fail "no device is left: $(cat out)"
 [ "$("$cli" info --json | grep -c '"note"')" = "$(wc -w <<<"$presets")" ] || fail "info lists other presets than tested"
 
 # Options, one at a time and together.
@@ -56,6 +63,14 @@ done <<'END'
 --norm 0 --norm-added 0 --rope none
 --norm 0 --norm-added 1 --text 0
 END
+
+# An option alone: the text's norm stays, and tables of the image's rows move with them, which the operator cannot say.
+expect 0 make-case --norm 4 -o case.st
+grep -aq '"normType":"4","normAddedType":"2"' case.st || fail "--norm alone: $(head -c 300 case.st)"
+expect 0 make-case --order 1 -o case.st
+grep -aq '"segments":.*ropePosition' case.st || fail "--order alone: $(head -c 300 case.st)"
+expect 0 make-case --order 1 --rope none -o case.st
+grep -aq '"concatOrder":"1"' case.st || fail "--order without tables: $(head -c 300 case.st)"
 
 # Results do not depend on threads or instruction set, and a case not on when it was made.
 expect 0 make-case flux --image 300 --text 20 -o case.st
@@ -128,10 +143,33 @@ expect 2 make-case nothing -o x.st
 expect 2 make-case flux
 expect 2 make-case --dim 7 -o x.st
 expect 2 make-case --rope 5 -o x.st
-expect 2 make-case --norm 5 -o x.st
-expect 2 make-case --tables round -o x.st
-expect 2 check case.st --direction up
-expect 2 gradcheck --tolerance -1
+while IFS='|' read -r options text; do
+  # shellcheck disable=SC2086
+  expect 2 $options
+  says "$text"
+done <<'END'
+make-case --norm rms -o x.st|--norm rms, expected 0 none, 1 LayerNorm, 2 affine LayerNorm, 3 RMSNorm, 4 affine RMSNorm
+make-case --norm-added 5 -o x.st|--norm-added 5, expected 0 none, 1 LayerNorm
+make-case --order text -o x.st|--order text, expected 0 image first, 1 text first
+make-case --heads 0 -o x.st|--heads 0, expected a number from 1 to 65536
+make-case --image 3x -o x.st|--image 3x, expected a number from 1 to 1073741824
+make-case --dim 2000 -o x.st|--dim 2000, expected an even number from 2 to 1024
+make-case --seed -1 -o x.st|--seed -1, expected a number from 0 to 9223372036854775807
+make-case --eps tiny -o x.st|--eps tiny, expected a number of at least 0
+make-case --rope full -o x.st|--rope full, expected none, interleave, half, or the width
+make-case --dtype foo -o x.st|--dtype foo, expected float32, float16 or bfloat16
+make-case --table-dtype float64 -o x.st|--table-dtype float64, expected float32, float16 or bfloat16
+make-case --weight-dtype float -o x.st|--weight-dtype float, expected float32, float16 or bfloat16
+make-case --scope heads -o x.st|--scope heads, expected head or all-heads
+make-case --tables round -o x.st|--tables round, expected angles or random
+check case.st --direction up|--direction up, expected forward or backward
+check case.st --device tpu|--device tpu, expected cpu, cuda or reference
+check case.st --threads 0|--threads 0, expected a number from 1 to 1024
+check case.st --isa sse|--isa sse, expected one that 'normrope info' lists
+gradcheck --tolerance -1|--tolerance -1, expected a number of at least 0
+gradcheck --seed x|--seed x, expected a number from 0 to 9223372036854775807
+END
+[ -e x.st ] && fail "a refused command left a file"
 expect 2 info there
 expect 0 --help
 expect 0 --version

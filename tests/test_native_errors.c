@@ -114,16 +114,19 @@ static void nulls(void **state) {
   assert_int_equal(nr_plan_workspace_size(NULL), 0);
   nr_plan_destroy(NULL);
   REFUSED(BACKWARD, NULL, "problem: segments is null", problem.segments = NULL);
-  REFUSED(FORWARD, NULL, "q.x: null|direction NR_FORWARD", q->x.data = NULL);
-  REFUSED(FORWARD, NULL, "segment 1.y: null", k->y.data = NULL);
-  REFUSED(FORWARD, NULL, "q.weight: null|NR_NORM_LAYER_AFFINE", q->weight.data = NULL);
+  REFUSED(FORWARD, NULL, "q.x: null, required by the forward (NR_FORWARD)", q->x.data = NULL);
+  REFUSED(FORWARD, NULL, "segment 1.y: null, required by the forward (NR_FORWARD)", k->y.data = NULL);
+  REFUSED(FORWARD, NULL, "q.weight: null, required by NR_NORM_LAYER_AFFINE in the forward (NR_FORWARD)",
+          q->weight.data = NULL);
   REFUSED(FORWARD, NULL, "q.bias: null", q->bias.data = NULL);
-  REFUSED(FORWARD, NULL, "q.cos: null|required by rope_width", q->cos.data = NULL);
+  REFUSED(FORWARD, NULL, "q.cos: null, required by rope_width in the forward", q->cos.data = NULL);
   REFUSED(FORWARD, NULL, "the sines: null", q->sin = (nr_view){.name = "the sines"});
-  REFUSED(BACKWARD, NULL, "segment 1.grad_y: null", k->grad_y.data = NULL);
+  REFUSED(BACKWARD, NULL, "segment 1.grad_y: null, required by the backward (NR_BACKWARD)", k->grad_y.data = NULL);
   REFUSED(BACKWARD, NULL, "q.x: null", q->x.data = NULL);
   REFUSED(BACKWARD, NULL, "q.mean: null", q->mean.data = NULL);
-  REFUSED(BACKWARD, NULL, "q.rstd: null", q->rstd.data = NULL);
+  REFUSED(BACKWARD, NULL, "q.rstd: null, required by NR_NORM_RMS_AFFINE in the backward (NR_BACKWARD)",
+          q->norm = NR_NORM_RMS_AFFINE, q->rstd.data = NULL);
+  REFUSED(BACKWARD, NULL, "q.sin: null, required by rope_width in the backward", q->sin.data = NULL);
   REFUSED(BACKWARD, NULL, "q.weight: null|NR_NORM_LAYER_AFFINE", q->weight.data = NULL);
   REFUSED(BACKWARD, NULL, "q.bias: null", q->bias.data = NULL); /* for the tables' gradients */
   TAKEN(BACKWARD, q->bias.data = q->grad_cos.data = q->grad_sin.data = NULL);
@@ -137,9 +140,12 @@ static void nulls(void **state) {
 
 static void attributes(void **state) {
   (void)state;
-  REFUSED(FORWARD, INVALID, "problem: direction 2", problem.direction = (nr_direction)2);
+  REFUSED(FORWARD, INVALID, "problem: direction 2, expected NR_FORWARD or NR_BACKWARD",
+          problem.direction = (nr_direction)2);
   REFUSED(FORWARD, INVALID, "problem: direction -1", problem.direction = (nr_direction)-1);
-  REFUSED(FORWARD, INVALID, "problem: backend 4", problem.backend = (nr_backend)4);
+  REFUSED(FORWARD, INVALID,
+          "problem: backend 4, expected NR_BACKEND_CPU, NR_BACKEND_REFERENCE, NR_BACKEND_MAGNITUDE or NR_BACKEND_CUDA",
+          problem.backend = (nr_backend)4);
   if (nr_cuda_count() == 0)
     REFUSED(BACKWARD, UNSUPPORTED, "cuda: ", problem.backend = NR_BACKEND_CUDA);
   REFUSED(FORWARD, INVALID, "num_segments -1, expected 0 to 64", problem.num_segments = -1);
@@ -156,9 +162,11 @@ static void attributes(void **state) {
   REFUSED(FORWARD, INVALID, "q: dim -2,", q->dim = -2);
   REFUSED(FORWARD, INVALID, "too large", q->batch = q->length = INT64_MAX / 2);
   REFUSED(FORWARD, INVALID, "too large", q->batch = INT64_C(1) << 50, q->length = 1);
-  REFUSED(FORWARD, INVALID, "q: norm 5, expected 0 to 4", q->norm = (nr_norm)5);
+  REFUSED(FORWARD, INVALID,
+          "q: norm 5, expected NR_NORM_NONE, NR_NORM_LAYER, NR_NORM_LAYER_AFFINE, NR_NORM_RMS or NR_NORM_RMS_AFFINE",
+          q->norm = (nr_norm)5);
   REFUSED(FORWARD, INVALID, "q: norm -1", q->norm = (nr_norm)-1);
-  REFUSED(FORWARD, INVALID, "q: scope 2", q->scope = (nr_scope)2);
+  REFUSED(FORWARD, INVALID, "q: scope 2, expected NR_SCOPE_HEAD or NR_SCOPE_ALL_HEADS", q->scope = (nr_scope)2);
   REFUSED(FORWARD, INVALID, "q: eps -1e-06", q->eps = -1e-6);
   REFUSED(FORWARD, INVALID, "q: eps inf", q->eps = INFINITY);
   REFUSED(FORWARD, INVALID, "eps", q->eps = NAN);
@@ -180,7 +188,7 @@ static void attributes(void **state) {
 
 static void dtypes(void **state) {
   (void)state;
-  REFUSED(FORWARD, INVALID, "q.x: dtype 4", q->x.dtype = (nr_dtype)4);
+  REFUSED(FORWARD, INVALID, "q.x: dtype 4, expected NR_F32, NR_F16, NR_BF16 or NR_F64", q->x.dtype = (nr_dtype)4);
   REFUSED(FORWARD, INVALID, "q.weight: dtype -1", q->weight.dtype = (nr_dtype)-1);
   REFUSED(FORWARD, UNSUPPORTED, "q.x: float64|reference", q->x.dtype = NR_F64);
   REFUSED(BACKWARD, UNSUPPORTED, "q.grad_weight: float64", q->grad_weight.dtype = NR_F64);

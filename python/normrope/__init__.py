@@ -24,4 +24,6 @@ def __getattr__(name: str) -> object:
     """normrope.diffusers, which imports diffusers, when it is first asked for."""
     if name == "diffusers":
         return _import_module("normrope.diffusers")
+    if name in ("nn", "tables", "distributed"):
+        raise AttributeError(f"normrope.{name}: needs PyTorch, which is not installed here (pip install torch)")
     raise AttributeError(f"module 'normrope' has no attribute {name!r}")

@@ -29,7 +29,13 @@ def taken(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:  # a gradient is wanted, or another device or dtype
+            raise TypeError(
+                f"{name}: a {type(value).__name__} that NumPy cannot read ({error}), expected arrays of one kind: "
+                "torch.Tensor throughout, which has autograd, or what NumPy can read"
+            ) from error
     raise TypeError(
         f"{name}: a {type(value).__name__}, expected a torch.Tensor, a NumPy array or one that speaks DLPack"
     )

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Literal, Union
+from operator import index
+from typing import Any, Literal, Union
 
 from normrope._native import NORMS
 
@@ -25,6 +26,8 @@ RopeOn = Literal["joined", "image"]
 
 LAYOUTS = ("BNSD", "BSND")
 SCOPES = ("head", "all_heads")
+ORDERS = ("image_first", "text_first")
+ROPE_ON = ("joined", "image")
 # Of this text and the operators that carry it. Compilers keep what they compiled, by the arguments of operators: a new
 # number keeps a newer package from what an older one left.
 VERSION = "1"
@@ -119,8 +122,10 @@ def norm_number(argument: str, norm: str | int) -> int:
         for number, name in enumerate(NORMS):
             if name == norm:
                 return number
-    elif norm in range(len(NORMS)):
-        return int(norm)
+    else:
+        given = integer(norm)
+        if given is not None and 0 <= given < len(NORMS):
+            return given
     raise ValueError(f"{argument}: {norm!r}, expected {_choices(NORMS)}, or 0 to {len(NORMS) - 1}")
 
 
@@ -129,19 +134,54 @@ def rope_width(argument: str, rope: str | int) -> int:
     if isinstance(rope, str):
         if rope in ROPES:
             return ROPES[rope]
-    elif rope == 0 or (rope > 1 and rope % 2 == 0):
-        return int(rope)
+    else:
+        width = integer(rope)
+        if width is not None and width >= 0 and width % 2 == 0:
+            return width
     raise ValueError(f"{argument}: {rope!r}, expected {_choices(ROPES)}, or the even width of a pairing block")
 
 
-def choice(argument: str, value: str | int, allowed: tuple[str, ...]) -> int:
+def choice(argument: str, value: str, allowed: tuple[str, ...]) -> int:
     """The number of a word among those allowed."""
-    for number, name in enumerate(allowed):
-        if value == name:
-            return number
-    if isinstance(value, int) and 0 <= value < len(allowed):
-        return int(value)
+    if isinstance(value, str):
+        for number, name in enumerate(allowed):
+            if value == name:
+                return number
     raise ValueError(f"{argument}: {value!r}, expected {_choices(allowed)}")
+
+
+def order_number(argument: str, order: str | int) -> int:
+    """0 or 1 for an order's name or number."""
+    if isinstance(order, str):
+        if order in ORDERS:
+            return ORDERS.index(order)
+    else:
+        given = integer(order)
+        if given is not None and 0 <= given < len(ORDERS):
+            return given
+    raise ValueError(f"{argument}: {order!r}, expected {_choices(ORDERS)}, or 0, 1")
+
+
+def eps_value(argument: str, eps: Any) -> float:
+    """The eps of a norm, if it is a number; its range is the library's business."""
+    if isinstance(eps, float):
+        return eps
+    try:
+        if not isinstance(eps, (str, bytes)):
+            return float(eps)
+    except (TypeError, ValueError, RuntimeError):  # the last is PyTorch's, of a tensor that is no number
+        pass
+    raise TypeError(f"{argument}: {eps!r}, expected a number")
+
+
+def integer(value: Any) -> int | None:
+    """An integer, of whatever type; None for everything else."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):  # caches take 1.0 for 1, too
+        return int(value)
+    try:
+        return index(value)
+    except TypeError:
+        return None
 
 
 def _choices(words: object) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from normrope import _kinds
 from normrope import _native as native
 from normrope._problem import (
     PLANS,
@@ -142,7 +144,11 @@ def _run_forward(
         arrays = [describe(name, tensor) for name, tensor in zip(parsed.names, tensors)]
         return draft_forward(parsed, arrays, positions, eps, statistics)
 
-    return _launch(native.FORWARD, [spec, statistics, *positions, *eps], tensors, draft)
+    try:
+        return _launch(native.FORWARD, [spec, statistics, *positions, *eps], tensors, draft)
+    except RuntimeError:
+        _kinds.check_readable(parse(spec).names, tensors)
+        raise
 
 
 def _run_backward(
@@ -161,14 +167,20 @@ def _run_backward(
     parameters = [t.contiguous() if w and 0 in t.stride() else t for t, w in zip(tensors, compress(wanted, read))]
     inputs = [*_spread(gradients, given), *_spread(parameters, read), statistics]
 
+    def names() -> list[str]:
+        return [*[f"gradient of output {i}" for i in range(len(given))], *parse(spec).names, "statistics"]
+
     def draft() -> Draft:
         parsed, count = parse(spec), len(given)
-        names = [*[f"gradient of output {i}" for i in range(count)], *parsed.names, "statistics"]
-        _check_devices(names, inputs)
-        arrays = [None if tensor is None else describe(name, tensor) for name, tensor in zip(names, inputs)]
+        _check_devices(names(), inputs)
+        arrays = [None if tensor is None else describe(name, tensor) for name, tensor in zip(names(), inputs)]
         return draft_backward(parsed, arrays[:count], arrays[count:-1], unpack(parsed, sizes), positions, wanted)
 
-    return _launch(native.BACKWARD, [spec, *sizes, *positions, *wanted], inputs, draft)
+    try:
+        return _launch(native.BACKWARD, [spec, *sizes, *positions, *wanted], inputs, draft)
+    except RuntimeError:
+        _kinds.check_readable(names(), inputs)
+        raise
 
 
 def _spread(values: Sequence[Tensor], there: Sequence[bool]) -> list[Any]:
@@ -313,7 +325,7 @@ def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | No
     rest = (ctx.sizes, ctx.positions, ctx.spec, given, _read(ctx.spec, ctx.wanted), wanted)
     if _watched(present + tensors):
         found = torch.ops.normrope.backward(present, tensors, statistics, *rest)
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         found = SecondDerivative.apply(len(present), rest, *present, *tensors, statistics)
     else:
         found = _run_backward(present, tensors, statistics, *rest)
@@ -321,7 +333,10 @@ def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | No
 
 
 class SecondDerivative(torch.autograd.Function):
-    """The way back where a graph of it is recorded: only so that a gradient of the gradients is refused."""
+    """The way back where a graph of it is recorded, or it is transformed: only so that either is refused."""
+
+    vmap = staticmethod(_kinds.refuse_vmap)
+    jvp = staticmethod(_kinds.refuse_jvp)
 
     @staticmethod
     def forward(count: int, rest: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -352,6 +367,9 @@ class NormRope(torch.autograd.Function):
 
 class NormRopeTransformed(torch.autograd.Function):
     """The way under torch.func's transforms, which want saving apart; binding arguments for that takes torch 30 us."""
+
+    vmap = staticmethod(_kinds.refuse_vmap)
+    jvp = staticmethod(_kinds.refuse_jvp)
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -396,7 +414,11 @@ def _watched(tensors: Sequence[Tensor]) -> str:
         return "a torch dispatch mode is active"
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
+            if tensor.is_nested:
+                raise TypeError("normrope: a nested tensor, expected tensors of torch.strided")
             return f"a tensor is a {type(tensor).__name__}"
+        if tensor.is_neg():  # what it holds is to be negated, which PyTorch does before it calls operators
+            return "a tensor is a lazy negation"
     return ""
 
 
@@ -408,14 +430,16 @@ def apply(tensors: list[Tensor], positions: Sequence[int], eps: Sequence[float],
         for name, tensor in zip(parse(spec).names, tensors):
             taken(name, tensor)
         raise
+    if forward_ad._current_level >= 0:
+        _kinds.check_tangents(parse(spec).names, tensors)
     if _watched(tensors):
         outputs = torch.ops.normrope.forward(tensors, positions, eps, spec, gradient)
-    elif gradient:
-        transformed = torch._C._are_functorch_transforms_active()
-        outputs = (NormRopeTransformed if transformed else NormRope).apply(positions, eps, spec, *tensors)
-    else:
-        return _run_forward(tensors, positions, eps, spec, False)
-    return outputs[:-1] if gradient else outputs
+        return outputs[:-1] if gradient else outputs
+    if torch._C._are_functorch_transforms_active():  # where tensors without a gradient may be wrapped, too
+        return NormRopeTransformed.apply(positions, eps, spec, *tensors)[:-1]
+    if gradient:
+        return NormRope.apply(positions, eps, spec, *tensors)[:-1]
+    return _run_forward(tensors, positions, eps, spec, False)
 
 
 def plan_for(spec: Spec, draft: Draft, tensors: Sequence[Tensor]) -> tuple[int, int, str]:

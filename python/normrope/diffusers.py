@@ -21,9 +21,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{__name__} needs PyTorch: {error}", name=error.name) from error
 
 from normrope.functional import Segment, norm_rope
 from normrope.tables import from_complex, from_half
@@ -441,7 +444,7 @@ class Report:
 
     Attributes:
         patched: modules by name, and diffusers' processor that each had.
-        skipped: the others by name, and why.
+        skipped: the others by name, and why; or what they have, where `patch` was not called or was undone.
         declined: of the patched ones those that left a call to diffusers' processor, and why the last time.
     """
 
@@ -515,7 +518,7 @@ def report(model: nn.Module) -> Report:
             if processor.declined:
                 declined[name] = processor.declined
         else:
-            skipped[name] = _objection_to_attention(attn) or "not asked for"
+            skipped[name] = _objection_to_attention(attn) or f"{type(processor).__name__}, which patch would replace"
     return Report(patched, skipped, declined)
 
 

@@ -32,8 +32,6 @@ except ModuleNotFoundError as error:  # arrays do without
         raise
     torch = None  # type: ignore[assignment]
 
-_ORDERS = ("image_first", "text_first")
-_ROPE_ON = ("joined", "image")
 _STREAMS = (("", "norm_"), ("encoder_", "norm_added_"))
 _PROJECTIONS = ("query", "key", "value")
 _ARGUMENTS = (
@@ -108,6 +106,9 @@ def norm_rope_concat(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Normalises the heads of both streams, rotates them by position and joins them: what comes before attention.
 
+    By default there is neither norm nor rope, as in the published operator: a call does what its arguments name, and
+    weights or tables without the option that uses them are refused. nn.NormRopeConcat has other defaults.
+
     All arithmetic is float32, with one rounding into the rows' dtype. float64 rows are computed by the reference,
     slowly: for gradcheck and the like.
 
@@ -132,10 +133,10 @@ def norm_rope_concat(
         rope_sin: as rope_cos.
         key_rope_cos: tables of their own for keys; default: those of the query.
         key_rope_sin: as key_rope_cos.
-        norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
+        norm: of the image stream: "none" (the default), "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
         norm_added: of the text stream; default: the same.
         rope: which channels turn together: "interleaved" (2i, 2i + 1), "half" (i, i + C/2), the even width of a block
-            within which it is half, "none"; or 0, 2.
+            within which it is half, "none" (the default); or 0, 2.
         order: "image_first" or "text_first", or 0, 1: who comes first in the joined sequence.
         eps: added to the variance (or the mean square) of image rows.
         eps_added: of text rows; default: the same.
@@ -151,8 +152,8 @@ def norm_rope_concat(
 
     Raises:
         ValueError: names the argument, what was found and what was expected.
-        TypeError: a dtype that no backend takes.
-        NotImplementedError: valid, but not on this device.
+        TypeError: a dtype or kind of array that no backend takes, or an option of a wrong type.
+        NotImplementedError: valid, but not on this device, or not under this transform of torch.func.
     """
     given = (
         *(query, key, value, encoder_query, encoder_key, encoder_value),
@@ -201,11 +202,12 @@ def _concat(
     """The call for these arguments, and which of the three results there are."""
     if group is not None:
         given = (*given[:6], *sum_gradients(group, *given[6:14]), *given[14:])
-    read = _operator if _tracing() else _cached_operator
+    read = _operator if _tracing() else _looked_up
     spec, streams, there = read(
         tuple([x is not None for x in given]), norm, norm_added, rope, order, scope, rope_on, layout
     )
-    both = (eps, eps if eps_added is None else eps_added)
+    eps = _spec.eps_value("eps", eps)
+    both = (eps, eps if eps_added is None else _spec.eps_value("eps_added", eps_added))
     return ([x for x in given if x is not None], [0] * len(streams), [both[i] for i in streams], spec), there
 
 
@@ -239,12 +241,12 @@ def _operator(
         _spec.norm_number("norm_added", norm if norm_added is None else norm_added),
     )
     width = _spec.rope_width("rope", rope)
-    image_only = _spec.choice("rope_on", rope_on, _ROPE_ON) == 1
+    image_only = _spec.choice("rope_on", rope_on, _spec.ROPE_ON) == 1
     all_heads = _spec.choice("scope", scope, _spec.SCOPES)
     _spec.choice("layout", layout, _spec.LAYOUTS)
     names = [name for name, there in zip(_ARGUMENTS, present) if there]
     number = {name: i for i, name in enumerate(names)}
-    streams = (0, 1) if _spec.choice("order", order, _ORDERS) == 0 else (1, 0)
+    streams = (0, 1) if _spec.order_number("order", order) == 0 else (1, 0)
     segments, segment_streams = [], []
     outputs: list[bool] = []
     used = set()
@@ -275,9 +277,8 @@ def _operator(
         outputs.append(len(there) > 0)
     for name, i in number.items():
         if i not in used:
-            raise ValueError(
-                f"{name}: given, expected None: norm, norm_added, rope and the streams given have no use for it"
-            )
+            arguments = ("norm", "norm" if norm_added is None else "norm_added")
+            raise _no_use(name, number, tuple(zip(arguments, norms)), rope, image_only)
     if not segments:
         raise ValueError("query, key, value and the encoder's: all None, expected at least one")
     if ("encoder_key" in number) != ("encoder_value" in number) and "value" in number and "key" in number:
@@ -287,6 +288,44 @@ def _operator(
 
 
 _cached_operator = lru_cache(4096)(_operator)
+
+
+def _looked_up(*arguments: Any) -> tuple[str, list[int], list[bool]]:
+    try:
+        return _cached_operator(*arguments)
+    except TypeError:  # an option that cannot be looked up, such as a list: refused, in words
+        return _operator(*arguments)
+
+
+def _no_use(
+    name: str, number: dict[str, int], norms: Sequence[tuple[str, int]], rope: Rope, image_only: bool
+) -> ValueError:
+    """Why nothing reads the parameter or table of this name, which is given. Norms by argument, for both streams."""
+    if name.endswith(("cos", "sin")):
+        if _spec.rope_width("rope", rope) == 0:
+            return ValueError(
+                f"rope: {rope!r}, but {name} is given, expected 'interleaved', 'half' or the even width of a pairing "
+                f"block, or no {name}"
+            )
+        own = name.startswith("key_")
+        alone = not own and "key_rope_cos" in number
+        readers = ("key" if own else "query" if alone else "query or key") + (" of the image" if image_only else "")
+        reasons = (
+            f"no {readers} is given",
+            *(["rope_on is 'image'"] if image_only else []),
+            *(["keys have tables of their own"] if alone else []),
+        )
+        return ValueError(f"{name}: given, expected None: {', and '.join(reasons)}")
+    stream = int(name.startswith("norm_added_"))
+    prefix, norm_prefix = _STREAMS[stream]
+    projection, parameter = name.removeprefix(norm_prefix).split("_")
+    if prefix + projection not in number:
+        return ValueError(f"{name}: given, expected None: no {prefix}{projection} is given")
+    argument, norm = norms[stream]
+    if norm == 0:
+        affine = "'layer_affine'" if parameter == "bias" else "'rms_affine' or 'layer_affine'"
+        return ValueError(f"{argument}: 'none', but {name} is given, expected {affine}, or no {name}")
+    return ValueError(f"{name}: given, expected None: {argument} is {_spec.NORMS[norm]!r}, which has no {parameter}")
 
 
 def _needed(number: dict[str, int], name: str, because: str, value: Any) -> int:
@@ -377,6 +416,7 @@ def norm_rope(
         NotImplementedError: valid, but not on this device.
     """
     if group is not None:
+        _check_segments(segments)
         summed = iter(sum_gradients(group, *[parameter for s in segments for parameter in (s.weight, s.bias)]))
         segments = [replace(s, weight=next(summed), bias=next(summed)) for s in segments]
     call = _segments(segments, layout)
@@ -398,6 +438,32 @@ def norm_rope_vjp(
     """
     outputs, pull = _vjp(*_segments(segments, layout))
     return tuple(outputs), pull
+
+
+def _check_segments(segments: Any) -> None:
+    if not isinstance(segments, Sequence):
+        raise TypeError(f"segments: a {type(segments).__name__}, expected a list of normrope.Segment")
+    for i, s in enumerate(segments):
+        if not isinstance(s, Segment):
+            raise TypeError(f"segments[{i}]: a {type(s).__name__}, expected a normrope.Segment")
+
+
+def _check_types(i: int, s: Segment) -> None:
+    """Of what would else fail somewhere inside."""
+    if not _is_integer(s.output) and not isinstance(s.output, str):
+        raise TypeError(f"segments[{i}].output: {s.output!r}, expected a name or a number")
+    if s.heads is not None and not (
+        isinstance(s.heads, (tuple, list)) and [_is_integer(n) for n in s.heads] == [True, True]
+    ):
+        raise TypeError(f"segments[{i}].heads: {s.heads!r}, expected (first, count)")
+    if s.rope_position is not None and not _is_integer(s.rope_position):
+        raise TypeError(f"segments[{i}].rope_position: {s.rope_position!r}, expected an integer")
+    if s.name is not None and not isinstance(s.name, str):
+        raise TypeError(f"segments[{i}].name: {s.name!r}, expected a str")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) or _spec.integer(value) is not None
 
 
 def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
@@ -431,10 +497,12 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
         taken.append([(0, 1 << 60) if s.heads is None else s.heads])
         return len(tensors) - 1
 
+    _check_segments(segments)
     _spec.choice("layout", layout, _spec.LAYOUTS)
     if not 0 < len(segments) <= MAX_SEGMENTS:
         raise ValueError(f"segments: {len(segments)}, expected 1 to {MAX_SEGMENTS}")
     for i, s in enumerate(segments):
+        _check_types(i, s)
         name = f"segment{i}" if s.name is None else s.name
         if not set(" ,;=").isdisjoint(name):
             raise ValueError(f"segments[{i}].name: {name!r}, expected no space, comma, semicolon or =")
@@ -450,14 +518,13 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
         for field, tensor in (("weight", s.weight), ("bias", s.bias), ("cos", s.cos), ("sin", s.sin)):
             if wanted[field] != (tensor is not None):
                 found, expected = ("given", "None") if tensor is not None else ("None", "a tensor")
-                raise ValueError(
-                    f"{name}.{field}: {found}, expected {expected}: norm is {s.norm!r} and rope is {s.rope!r}"
-                )
+                reason = f"norm is {s.norm!r}" if field in ("weight", "bias") else f"rope is {s.rope!r}"
+                raise ValueError(f"{name}.{field}: {found}, expected {expected}: {reason}")
             if tensor is not None:
                 fields[field] = number(tensor, name, f".{field}")
         if width and s.rope_position is None:
             fields["follow"] = 1
         positions.append(s.rope_position or 0)
-        eps.append(s.eps)
+        eps.append(_spec.eps_value(f"{name}.eps", s.eps))
         texts.append(_spec.segment_text(name, **fields))
     return tensors, positions, eps, _spec.text(layout, names, texts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from normrope import _spec
 from normrope._spec import Layout, Norm, Order, Rope, RopeOn, Scope
 from normrope.functional import norm_rope_concat
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{__name__} needs PyTorch: {error}", name=error.name) from error
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,17 +23,20 @@ __all__ = ["NormRopeConcat"]
 class NormRopeConcat(nn.Module):
     """norm_rope_concat with the weights of its norms.
 
+    By default the norm is "rms_affine" and the rope "interleaved", which most models have: a module is made for its
+    weights. norm_rope_concat itself does neither unless told.
+
     Args:
         dim: D, the channels of a head.
         heads: N; needed with `scope="all_heads"`, whose weights are [N * D].
         kv_heads: heads of the keys; default: as many.
-        norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine", or 0 to 4.
+        norm: of the image stream: "none", "layer", "layer_affine", "rms", "rms_affine" (the default), or 0 to 4.
         norm_added: of the text stream; default: the same. `added=False`: there is no text stream, or it has no weights
             of its own.
         added: whether the text stream has weights.
         shared: the text stream uses the image's weights.
         eps: added to the variance or mean square.
-        rope: "none", "interleaved", "half", or the even width of a pairing block.
+        rope: "none", "interleaved" (the default), "half", or the even width of a pairing block.
         order: who comes first in the joined sequence: "image_first" or "text_first".
         scope: what statistics run over: "head" or "all_heads".
         rope_on: "joined" or "image"; see norm_rope_concat.
@@ -65,6 +71,14 @@ class NormRopeConcat(nn.Module):
         self.norm = _spec.norm_name("norm", norm)
         self.norm_added = self.norm if norm_added is None else _spec.norm_name("norm_added", norm_added)
         _spec.rope_width("rope", rope)
+        _spec.order_number("order", order)
+        for name, word, allowed in (
+            ("scope", scope, _spec.SCOPES),
+            ("rope_on", rope_on, _spec.ROPE_ON),
+            ("layout", layout, _spec.LAYOUTS),
+        ):
+            _spec.choice(name, word, allowed)
+        eps = _spec.eps_value("eps", eps)
         self.eps, self.rope, self.order, self.scope = eps, rope, order, scope
         self.rope_on, self.layout, self.shared = rope_on, layout, shared
         sizes = {"query": dim, "key": dim}

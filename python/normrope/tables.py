@@ -10,9 +10,12 @@ the loop over layers.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from normrope._spec import HALF, rope_width
+
+try:
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{__name__} needs PyTorch: {error}", name=error.name) from error
 
 __all__ = ["from_complex", "from_full", "from_half", "from_matrices"]
 
@@ -28,6 +31,8 @@ def _width(rope: str | int, channels: int) -> int:
 
 
 def _check(name: str, table: Tensor, axes: str, complex_: bool = False) -> None:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"{name}: a {type(table).__name__}, expected a torch.Tensor")
     if table.is_complex() != complex_ or not (complex_ or table.is_floating_point()):
         expected = "a complex dtype" if complex_ else "a floating-point dtype"
         raise TypeError(f"{name}: {str(table.dtype).removeprefix('torch.')}, expected {expected}")

@@ -120,6 +120,21 @@ assert joined[0].shape == (1, 3, 2, 8), joined[0].shape
 assert abs((joined[0] ** 2).mean() - 1) < 1e-3
 assert pull(joined[0])["segment0.x"].shape == x.shape
 assert not hasattr(normrope, "nn") and "torch" not in sys.modules
+import importlib
+for name in ("nn", "tables", "distributed"):
+    try:
+        getattr(normrope, name)
+    except AttributeError as error:
+        assert str(error).startswith(f"normrope.{name}: needs PyTorch"), error
+    else:
+        raise AssertionError(name)
+for name in ("nn", "tables", "diffusers"):
+    try:
+        importlib.import_module(f"normrope.{name}")
+    except ModuleNotFoundError as error:
+        assert str(error) == f"normrope.{name} needs PyTorch: No module named 'torch'", error
+    else:
+        raise AssertionError(name)
 assert normrope.explain(x, None).startswith("backend: CPU")
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

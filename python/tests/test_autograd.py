@@ -273,6 +273,86 @@ def test_func_grad() -> None:
     assert torch.equal(found, expected)
 
 
+def test_func_grad_beside_wrapped_tensors() -> None:
+    """A tensor that a transform has wrapped, and that wants no gradient."""
+    x, weight = torch.randn(B, S, N, D), torch.randn(D)
+
+    def loss(weight: Tensor) -> Tensor:
+        stopped = (x * weight).detach()
+        return normrope.norm_rope_concat(stopped, stopped, norm="rms")[0].sum() * weight.sum()
+
+    expected = normrope.norm_rope_concat(x * weight, None, norm="rms")[0].sum().expand(D)
+    torch.testing.assert_close(torch.func.grad(loss)(weight), expected)
+
+
+def rms(x: Tensor) -> Tensor:
+    return normrope.norm_rope_concat(x, None, norm="rms")[0]
+
+
+@pytest.mark.parametrize(
+    "batched",
+    [
+        lambda x: torch.func.vmap(rms)(x[None]),
+        lambda x: torch.func.vmap(lambda w: normrope.norm_rope([Segment(x, norm="rms_affine", weight=w)]))(x[0, 0]),
+        lambda x: torch.func.vmap(torch.func.grad(lambda x: rms(x).sum()))(x[None]),
+        lambda x: torch.func.jacrev(rms)(x),
+        lambda x: torch.func.hessian(lambda x: rms(x).sum())(x),
+        lambda x: torch.autograd.functional.jacobian(rms, x, vectorize=True),
+    ],
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_vmap_is_refused(batched: Any, gradient: bool) -> None:
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        batched(torch.randn(1, 1, 1, 4, requires_grad=gradient))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_forward_mode_is_refused(gradient: bool) -> None:
+    """In silence the tangent would be lost."""
+    x, weight = torch.randn(1, 2, 3, 4, requires_grad=gradient), torch.randn(4)
+    for transform in (lambda x: torch.func.jvp(rms, (x,), (x,)), torch.func.jacfwd(rms)):
+        with pytest.raises(NotImplementedError, match="query: has a tangent of forward-mode AD"):
+            transform(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, weight)
+        with pytest.raises(NotImplementedError, match="norm_query_weight: has a tangent of forward-mode AD"):
+            normrope.norm_rope_concat(x, None, norm_query_weight=dual, norm="rms_affine")
+        inside = rms(x)
+    assert torch.equal(inside, rms(x))
+
+
+def test_lazy_negations() -> None:
+    """Tensors whose memory holds the negated values, as of a conjugate's imaginary part."""
+
+    def negative(*shape: int) -> Tensor:
+        made = torch.randn(*shape, dtype=torch.complex64).conj().imag
+        assert made.is_neg()
+        return made
+
+    x, table, incoming = negative(B, S, N, D), negative(S, D), negative(B, N, S, D)
+    for gradient in (False, True):
+        tensors = [t.detach().requires_grad_(gradient) for t in (x, table)]
+        plain = [t.resolve_neg().detach().requires_grad_(gradient) for t in (x, table)]
+        found, expected = (
+            normrope.norm_rope_concat(x, None, rope="half", rope_cos=t, rope_sin=t, norm="rms")[0]
+            for x, t in (tensors, plain)
+        )
+        assert torch.equal(found, expected)
+    found = torch.autograd.grad(found, tensors, incoming)
+    expected = torch.autograd.grad(expected, plain, incoming.resolve_neg())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    leaf = torch.randn(B, S, N, D, requires_grad=True)
+    rms(leaf).backward(incoming)
+    assert torch.equal(leaf.grad, torch.autograd.grad(rms(leaf), leaf, incoming.resolve_neg())[0])
+
+
+def test_sparse_gradients_are_refused() -> None:
+    x = torch.randn(B, S, N, D, requires_grad=True)
+    joined = rms(x)
+    with pytest.raises(TypeError, match=r"gradient of output 0: a tensor that is torch\.sparse_coo"):
+        joined.backward(torch.ones_like(joined).to_sparse())
+
+
 def test_autocast_leaves_tables_alone() -> None:
     given = arguments(torch.bfloat16)
     expected = call(list(given), *given.values())

@@ -221,7 +221,7 @@ def test_unpatch_puts_everything_back(flux: tuple) -> None:
     model(**inputs)
     report = normrope.diffusers.unpatch(model)
     assert not report.patched
-    assert set(report.skipped.values()) == {"not asked for"}
+    assert set(report.skipped.values()) == {"FluxAttnProcessor, which patch would replace"}
     assert all(model.attn_processors[name] is processor for name, processor in processors.items())
     assert_same_bits(run(model, inputs), before)
     assert normrope.diffusers.unpatch(model) == report

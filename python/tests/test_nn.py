@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 
 import pytest
 import torch
@@ -100,6 +102,23 @@ def test_refused() -> None:
         NormRopeConcat(D, scope="all_heads")
     with pytest.raises(ValueError, match="norm: 'group', expected"):
         NormRopeConcat(D, norm="group")
+    for option, value in (("order", 2), ("scope", 1), ("rope_on", "text"), ("layout", 1), ("rope", [1])):
+        with pytest.raises(ValueError, match=f"{option}: .*, expected"):
+            NormRopeConcat(D, **{option: value})
+    with pytest.raises(TypeError, match="eps: 'small', expected a number"):
+        NormRopeConcat(D, eps="small")
+
+
+def test_documented_defaults() -> None:
+    for owner, norm, rope in (
+        (normrope.norm_rope_concat, "none", "none"),
+        (NormRopeConcat, "rms_affine", "interleaved"),
+    ):
+        text, parameters = inspect.getdoc(owner), inspect.signature(owner).parameters
+        for option, default in (("norm", norm), ("rope", rope)):
+            assert parameters[option].default == default
+            line = re.search(rf"^ *{option}: (.|\n {{6,}})*", text, re.MULTILINE)[0]
+            assert re.findall(r'"(\w+)" \(the default\)', line) == [default]
 
 
 def test_state_copies_and_prints() -> None:

@@ -64,6 +64,8 @@ def test_dtypes_batches_and_gradients() -> None:
 
 def test_refused() -> None:
     real, complex_ = torch.randn(R, 4), torch.randn(R, 4, dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"cos: a ndarray, expected a torch\.Tensor"):
+        tables.from_half(real.numpy(), real.numpy())
     with pytest.raises(TypeError, match="table: float32, expected a complex dtype"):
         tables.from_complex(real)
     with pytest.raises(TypeError, match="cos: complex64, expected a floating-point dtype"):

@@ -106,7 +106,10 @@ nr_status nr_plan_create(nr_plan **plan, const nr_problem *problem) {
   if ((unsigned)p.direction > NR_BACKWARD)
     return nr_fail(NR_ERROR_INVALID, "problem: direction %d, expected NR_FORWARD or NR_BACKWARD", (int)p.direction);
   if ((unsigned)p.backend >= sizeof backends / sizeof *backends)
-    return nr_fail(NR_ERROR_INVALID, "problem: backend %d, expected an nr_backend", (int)p.backend);
+    return nr_fail(NR_ERROR_INVALID,
+                   "problem: backend %d, expected NR_BACKEND_CPU, NR_BACKEND_REFERENCE, "
+                   "NR_BACKEND_MAGNITUDE or NR_BACKEND_CUDA",
+                   (int)p.backend);
   if (p.num_segments < 0 || p.num_segments > NR_MAX_SEGMENTS)
     return nr_fail(NR_ERROR_INVALID, "problem: num_segments %" PRId32 ", expected 0 to %d", p.num_segments,
                    NR_MAX_SEGMENTS);

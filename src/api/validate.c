@@ -39,15 +39,16 @@ static void field_shape(const nr_segment *s, const nr_field *field, int64_t shap
   shape[3] = statistics ? 1 : table ? s->rope_dim : s->dim;
 }
 
-/* What makes an absent view required. */
-static const char *cause(const nr_segment *s, nr_direction direction, const nr_field *field) {
+/* Says what requires an absent view, and in which direction: perhaps the default was left, and is not what is meant. */
+static nr_status refuse_absent(const nr_segment *s, int32_t i, nr_direction direction, const nr_field *field) {
   static const char *const norms[] = {"table gradients", "NR_NORM_LAYER", "NR_NORM_LAYER_AFFINE", "NR_NORM_RMS",
                                       "NR_NORM_RMS_AFFINE"};
-  if (field->shape == NR_SHAPE_TABLE)
-    return "rope_width";
-  if (field->role[!direction] == NR_UNUSED || (field->shape == NR_SHAPE_ROWS && direction == NR_FORWARD))
-    return direction == NR_FORWARD ? "direction NR_FORWARD" : "direction NR_BACKWARD";
-  return norms[s->norm];
+  bool always = field->role[!direction] == NR_UNUSED || (field->shape == NR_SHAPE_ROWS && direction == NR_FORWARD);
+  const char *cause = field->shape == NR_SHAPE_TABLE ? "rope_width" : always ? "" : norms[s->norm];
+  char name[NAME_SIZE];
+  return nr_fail(NR_ERROR_NULL, "%s: null, required by %s%s%s", view_name(s, i, field, name), cause,
+                 *cause ? " in " : "",
+                 direction == NR_FORWARD ? "the forward (NR_FORWARD)" : "the backward (NR_BACKWARD)");
 }
 
 /* Sets *region to the view's memory; of size 0 if the view is absent, not used or empty. */
@@ -57,9 +58,7 @@ static nr_status check_view(const nr_segment *s, int32_t i, nr_direction directi
   char name[NAME_SIZE];
   region->size = 0;
   if (!v->data)
-    return nr_field_required(s, direction, field) ? nr_fail(NR_ERROR_NULL, "%s: null, required by %s",
-                                                            view_name(s, i, field, name), cause(s, direction, field))
-                                                  : NR_OK;
+    return nr_field_required(s, direction, field) ? refuse_absent(s, i, direction, field) : NR_OK;
   if (!nr_field_used(s, direction, field))
     return NR_OK;
   size_t size = nr_dtype_size(v->dtype);
@@ -163,8 +162,8 @@ static nr_status check_dtypes(const nr_segment *s, int32_t i, nr_direction direc
     if (!v->data || !nr_field_used(s, direction, field))
       continue;
     if (!nr_dtype_name(v->dtype))
-      return nr_fail(NR_ERROR_INVALID, "%s: dtype %d, expected an nr_dtype", view_name(s, i, field, name),
-                     (int)v->dtype);
+      return nr_fail(NR_ERROR_INVALID, "%s: dtype %d, expected NR_F32, NR_F16, NR_BF16 or NR_F64",
+                     view_name(s, i, field, name), (int)v->dtype);
     if (mixed)
       continue;
     if (v->dtype == NR_F64)
@@ -198,9 +197,11 @@ static nr_status check_shape(const nr_segment *s, int32_t i) {
       elements > INT64_MAX >> 16) /* so that a workspace has a size */
     return REFUSE("%s", "batch * length * heads * dim is too large");
   if ((unsigned)s->norm > NR_NORM_RMS_AFFINE)
-    return REFUSE("norm %d, expected 0 to %d", (int)s->norm, NR_NORM_RMS_AFFINE);
+    return REFUSE("norm %d, expected NR_NORM_NONE, NR_NORM_LAYER, NR_NORM_LAYER_AFFINE, NR_NORM_RMS or "
+                  "NR_NORM_RMS_AFFINE",
+                  (int)s->norm);
   if ((unsigned)s->scope > NR_SCOPE_ALL_HEADS)
-    return REFUSE("scope %d, expected 0 or 1", (int)s->scope);
+    return REFUSE("scope %d, expected NR_SCOPE_HEAD or NR_SCOPE_ALL_HEADS", (int)s->scope);
   if (!(s->eps >= 0) || !isfinite(s->eps))
     return REFUSE("eps %g, expected a finite number of at least 0", s->eps);
   if (s->rope_width == 0 && !s->grad_cos.data && !s->grad_sin.data)
