@@ -14,6 +14,10 @@ extern const void *const nr_cuda_rows_f32[NR_CUDA_FORMS][2],
     *const nr_cuda_rows_f16[NR_CUDA_FORMS][2], *const nr_cuda_rows_bf16[NR_CUDA_FORMS][2],
                                                    *const nr_cuda_sums_kernel, *const nr_cuda_table_kernel;
 
+/* What a launch may take with every driver; gradients of tables are for those of CUDA 12.1 on, as is the compiler. */
+_Static_assert(sizeof(nr_cuda_rows) <= 4096 && sizeof(nr_cuda_sums) <= 4096, "parameters of at most 4 KB");
+_Static_assert(sizeof(nr_cuda_table) <= 32764, "parameters of at most 32,764 bytes");
+
 static const void *const (*const row_kernels[])[2] = {
     [NR_F32] = nr_cuda_rows_f32, [NR_F16] = nr_cuda_rows_f16, [NR_BF16] = nr_cuda_rows_bf16};
 
@@ -343,12 +347,14 @@ static nr_status put(const void *kernel, int64_t blocks, int threads, size_t sha
                                .attrs = &attribute,
                                .numAttrs = waits_inside};
   cudaError_t error = cudaSuccess;
+  /* Of the current device, which no plan knows; and always as much, since another thread may launch the kernel now. */
   if (shared > FREE_SHARED)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
   if (error == cudaSuccess)
     error = cudaLaunchKernelExC(&config, kernel, &params);
   if (error == cudaSuccess)
     return NR_OK;
+  cudaGetLastError(); /* which would else be some later call's */
   return nr_fail(NR_ERROR_DEVICE, "cuda: launching %s, %" PRId64 " blocks: %s", what, blocks,
                  cudaGetErrorString(error));
 }
