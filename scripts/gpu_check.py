@@ -171,6 +171,7 @@ def build(check: Check) -> bool:
         check.run("setup", [ROOT / "scripts/setup.sh"], 60)
     configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DNORMROPE_CUDA=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     configure += [f"-DNORMROPE_NVCC={tool('nvcc')}", "-DNORMROPE_BUILD_GPU_BENCH=ON", "-DNORMROPE_BUILD_EXAMPLES=OFF"]
+    configure.append("-DCMAKE_CUDA_FLAGS=--threads=2")  # one for each target
     for option, package in (("NORMROPE_BUILD_CLI", "jansson"), ("NORMROPE_BUILD_TESTS", "cmocka")):
         there = has(package) and has("jansson")
         configure.append(f"-D{option}={'ON' if there else 'OFF'}")

@@ -340,10 +340,14 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   __device__ __forceinline__ void deviations(const float *v, float m, float &sum, float &squares) const {
     float part[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
     NR_UNROLL
-    for (int i = 0; i < M; i++) {
-      float d = !centres() || live(i / E, i % E) ? v[i] - m : 0;
-      part[i % 4] += d;
-      square[i % 4] = fmaf(d, d, square[i % 4]);
+    for (int j = 0; j < V; j++) {
+      float mean = live(j, 0) ? m : 0;
+      NR_UNROLL
+      for (int e = 0; e < E; e++) {
+        float d = WHOLE || !centres() || live(j, e) ? v[j * E + e] - mean : 0;
+        part[e % 4] += d;
+        square[e % 4] = fmaf(d, d, square[e % 4]);
+      }
     }
     sum = (part[0] + part[1]) + (part[2] + part[3]);
     squares = (square[0] + square[1]) + (square[2] + square[3]);
@@ -527,12 +531,11 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     return (float)sum;
   }
 
-  /* The sums of this chunk to its rows of the workspace. */
+  /* The sums of this chunk to its rows of the workspace; those in registers by way of each thread's own slots. */
   __device__ __forceinline__ void give_sums(const float *weight_sum, const float *bias_sum) const {
     if (!wants_sums())
       return;
     if (in_registers()) {
-      __syncthreads(); /* every thread is done with its slots, which the sums take */
       NR_UNROLL
       for (int q = 0; q < M / 4; q++) {
         const float *w = weight_sum + 4 * q, *b = bias_sum + 4 * q;
