@@ -26,7 +26,8 @@ shim_dim3 threadIdx, blockIdx;
 namespace {
 
 enum { WARP = 32, MAX_THREADS = 1024, STACK = 256 << 10 };
-enum : size_t { FREE_SHARED = 48 << 10, MOST_SHARED = 99 << 10, MOST_PARAMETERS = 32764 };
+/* The first less than a device's 48 KB, of which a kernel's static memory is part, too. */
+enum : size_t { FREE_SHARED = 47 << 10, MOST_SHARED = 99 << 10, MOST_PARAMETERS = 32764 };
 
 [[noreturn]] void stop(const char *what, int site) {
   std::fprintf(stderr, "cuda shim: block %u, thread %u, line %d: %s\n", blockIdx.x, threadIdx.x, site, what);
