@@ -2,10 +2,10 @@
 """Everything that needs an NVIDIA device, in under 8 minutes: builds, tests, sanitizes, measures, writes a report.
 
 It needs the CUDA toolkit (nvcc; compute-sanitizer where there is one), CMake and a C compiler. Without cmocka no test
-can run, which is a failure, but the rest is done all the same; so without jansson, which the command needs. With PyTorch
-the same presets are also timed eager, compiled and by separate kernels (python -m normrope.bench.gpu). The report is
-build/gpu/report.json and, for reading, build/gpu/report.txt; both are written after every step, whatever becomes of the
-next one. Ends with 0 only if everything that ran was good.
+can run, which is a failure, but the rest is done all the same; so without jansson, which the command needs. With
+PyTorch the same presets are also timed eager, compiled and by separate kernels (python -m normrope.bench.gpu). The
+report is build/gpu/report.json and, for reading, build/gpu/report.txt; both are written after every step, whatever
+becomes of the next one. Ends with 0 only if everything that ran was good.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -59,14 +60,10 @@ def missing() -> str | None:
 
 def end(process: subprocess.Popen) -> None:
     """Kills a step and all that it has started."""
-    try:
+    with suppress(OSError):  # they are gone
         os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        pass  # they are gone
-    try:
+    with suppress(subprocess.TimeoutExpired):  # the driver holds it: it ends when that lets go
         process.wait(10)
-    except subprocess.TimeoutExpired:
-        pass  # the driver holds it: it ends when that lets go
 
 
 class Check:
