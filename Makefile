@@ -46,7 +46,7 @@ bench-blocks: python
 
 # On a machine with an NVIDIA device: builds, tests, sanitizes and measures there, in under 8 minutes, and writes
 # build/gpu/report.json and report.txt.
-gpu-check: setup
+gpu-check:
 	@scripts/gpu_check.py $(GPU_CHECK)
 
 # make plot PLOT="build/bench.json build/torch.json -o docs/performance.svg"

@@ -14,7 +14,7 @@
 
 #include "normrope.h"
 
-enum { MAX_SETS = 16, MAX_REPEAT = 101, PATTERN = 1 << 20, CACHE_TIMES = 3, LATENCY_CALLS = 2000 };
+enum { MAX_SETS = 16, MAX_REPEAT = 101, PATTERN = 1 << 20, CACHE_TIMES = 3, LATENCY_ROUNDS = 20, LATENCY_CALLS = 100 };
 static const double least_ms = 10; /* of a sample */
 static const size_t most_memory = (size_t)24 << 30;
 
@@ -165,14 +165,18 @@ static double now(void) {
   return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
 }
 
-/* Microseconds that the calling thread spends on one call. */
+/* Microseconds that the calling thread spends on one call, with room in the stream for more: a full one makes it wait
+   for the device. */
 static double launch_overhead(nr_plan *plan, void *workspace, size_t size, cudaStream_t stream) {
-  double start = now();
-  for (int i = 0; i < LATENCY_CALLS; i++)
-    DONE(nr_plan_run(plan, NULL, workspace, size, stream));
-  double spent = (now() - start) / LATENCY_CALLS;
-  GOOD(cudaStreamSynchronize(stream));
-  return spent;
+  double spent = 0;
+  for (int i = 0; i < LATENCY_ROUNDS; i++) {
+    double start = now();
+    for (int k = 0; k < LATENCY_CALLS; k++)
+      DONE(nr_plan_run(plan, NULL, workspace, size, stream));
+    spent += now() - start;
+    GOOD(cudaStreamSynchronize(stream));
+  }
+  return spent / (LATENCY_ROUNDS * LATENCY_CALLS);
 }
 
 static void measure(const preset *p, nr_dtype dtype, nr_direction direction, size_t cache, int repeat,

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Everything that needs an NVIDIA device, in under 8 minutes: builds, tests, sanitizes, measures, writes a report.
 
-It needs the CUDA toolkit (nvcc; compute-sanitizer where there is one), CMake and what `make test` needs; with PyTorch
-the same presets are also timed eager, compiled and by separate kernels (python -m normrope.bench.gpu). The report is
-build/gpu/report.json and, for reading, build/gpu/report.txt. Ends with 0 only if everything that ran was good.
+It needs the CUDA toolkit (nvcc; compute-sanitizer where there is one), CMake and a C compiler. Without cmocka no test
+can run, which is a failure, but the rest is done all the same; so without jansson, which the command needs. With
+PyTorch the same presets are also timed eager, compiled and by separate kernels (python -m normrope.bench.gpu). The
+report is build/gpu/report.json and, for reading, build/gpu/report.txt; both are written after every step, whatever
+becomes of the next one. Ends with 0 only if everything that ran was good.
 """
 
 import argparse
@@ -11,10 +13,15 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/gpu"
@@ -22,13 +29,23 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Programs that end in seconds under a sanitizer, and how many of the random cases they take there.
 SANITIZED = ("test_cuda", "test_strides", "test_general")
 SANITIZED_CASES = "60"
+SANITIZERS_AT_ONCE = 4
+SANITIZERS_SECONDS = 110  # that the comparison with PyTorch leaves to them
 NO_DEVICE = 2
 NO_SANITIZER = "left out: no compute-sanitizer"
+NO_TORCH = "left out: no PyTorch with CUDA"
+
+
+def tool(name: str) -> str | None:
+    """The path of one of the toolkit's programs."""
+    homes = [os.environ[v] for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ] + ["/usr/local/cuda"]
+    path = os.pathsep.join([os.environ.get("PATH", "")] + [f"{home}/bin" for home in homes])
+    return shutil.which(name, path=path)
 
 
 def missing() -> str | None:
     """Why there is no device to check, or None."""
-    if not shutil.which("nvcc"):
+    if not tool("nvcc"):
         return "nvcc is not in PATH: the CUDA toolkit is needed to build the kernels"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -41,59 +58,122 @@ def missing() -> str | None:
     return None
 
 
+def end(process: subprocess.Popen) -> None:
+    """Kills a step and all that it has started."""
+    with suppress(OSError):  # they are gone
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # the driver holds it: it ends when that lets go
+        process.wait(10)
+
+
 class Check:
     """The steps, their time and what became of them."""
 
-    def __init__(self, seconds: float) -> None:
-        self.start, self.seconds = time.monotonic(), seconds
-        self.steps: list[dict] = []
-        self.log = (BUILD / "log.txt").open("w")
+    def __init__(self, seconds: float, folder: Path = BUILD) -> None:
+        self.start, self.seconds, self.folder = time.monotonic(), seconds, folder
+        self.report: dict = {"command": "make gpu-check", "device": "unknown", "steps": []}
+        self.lock = threading.Lock()  # of the report, the log and what is printed
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = (folder / "log.txt").open("w")
+
+    @staticmethod
+    def _file(base: Path, kind: str) -> TextIO:
+        return base.with_suffix(f".{kind}").open("w+", errors="replace")
 
     @property
     def left(self) -> float:
         """Seconds that there still are."""
         return self.seconds - (time.monotonic() - self.start)
 
+    def add(self, name: str, result: str, seconds: float, said: str = "") -> None:
+        """One more step, in the report."""
+        with self.lock:
+            self.log.write(f"== {name}: {result}\n{said}")
+            self.log.flush()
+            self.report["steps"].append({"step": name, "result": result, "seconds": round(seconds, 1)})
+            print(f"{name:44} {result:24} {seconds:6.1f} s", flush=True)
+            if result.startswith("failed"):
+                print("".join(f"    {line}\n" for line in said.splitlines()[-25:]), end="", flush=True)
+            self.save()
+
+    def keep(self, name: str, output: str | None) -> None:
+        """A step's JSON."""
+        if output is None:
+            return
+        try:
+            self.report[name] = json.loads(output)
+        except ValueError as error:
+            self.add(f"{name}: result", f"failed: no JSON: {error}", 0)
+
+    def save(self) -> None:
+        """The report as far as it is."""
+        self.report["failures"] = self.failures
+        (self.folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+        (self.folder / "report.txt").write_text(as_text(self.report))
+
     def run(self, name: str, command: list, limit: float, environment: dict | None = None) -> str | None:
         """Runs a step for at most so many seconds; its standard output, or None if it failed."""
         begun = time.monotonic()
         limit = min(limit, self.left)
-        self.log.write(f"== {name}: {' '.join(map(str, command))}\n")
-        self.log.flush()
-        result, output = "passed", None
         if limit < 5:
-            result = "left out: no time"
-        else:
+            self.add(name, "left out: no time", 0)
+            return None
+        words = [str(word) for word in command]
+        base = self.folder / f"step-{name.replace(' ', '-')}"
+        result, output = "passed", ""
+        # Files, not pipes: what a step has started may outlive it, and would hold a pipe open.
+        with self._file(base, "out") as out, self._file(base, "err") as err:
             try:
-                done = subprocess.run(
-                    list(map(str, command)),
-                    stdout=subprocess.PIPE,
-                    stderr=self.log,
-                    text=True,
-                    timeout=limit,
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
                     env=os.environ | (environment or {}),
                     cwd=ROOT,
+                    start_new_session=True,
                 )
-                output = done.stdout
-                self.log.write(output)
-                if done.returncode:
-                    result, output = f"failed with {done.returncode}", None
-            except subprocess.TimeoutExpired:
-                result = f"failed: longer than {limit:.0f} s"
-        seconds = time.monotonic() - begun
-        self.steps.append({"step": name, "result": result, "seconds": round(seconds, 1)})
-        print(f"{name:44} {result:24} {seconds:6.1f} s", flush=True)
-        return output
+            except OSError as error:
+                result = f"failed: {error}"
+            else:
+                try:
+                    code = process.wait(limit)
+                    result = f"failed with {code}" if code else "passed"
+                except subprocess.TimeoutExpired:
+                    result = f"failed: longer than {limit:.0f} s"
+                finally:
+                    end(process)
+            out.seek(0)
+            err.seek(0)
+            output = out.read()
+            said = f"{' '.join(words)}\n{output}{err.read()}"
+        self.add(name, result, time.monotonic() - begun, said)
+        return output if result == "passed" else None
 
     @property
     def failures(self) -> list[str]:
         """Steps that were not passed; those left out for lack of a tool are not counted."""
-        return [f"{s['step']}: {s['result']}" for s in self.steps if s["result"] not in ("passed", NO_SANITIZER)]
+        good = ("passed", NO_SANITIZER, NO_TORCH)
+        return [f"{s['step']}: {s['result']}" for s in self.report["steps"] if s["result"] not in good]
+
+
+def has(package: str) -> bool:
+    """Whether pkg-config knows a library."""
+    return bool(shutil.which("pkg-config")) and not subprocess.run(["pkg-config", "--exists", package]).returncode
 
 
 def build(check: Check) -> bool:
     """Library, command, tests, benchmark."""
+    if not (has("jansson") and has("cmocka") and shutil.which("cmake")):
+        check.run("setup", [ROOT / "scripts/setup.sh"], 60)
     configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DNORMROPE_CUDA=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    configure += [f"-DNORMROPE_NVCC={tool('nvcc')}", "-DNORMROPE_BUILD_GPU_BENCH=ON", "-DNORMROPE_BUILD_EXAMPLES=OFF"]
+    configure.append("-DCMAKE_CUDA_FLAGS=--threads=2")  # one for each target
+    for option, package in (("NORMROPE_BUILD_CLI", "jansson"), ("NORMROPE_BUILD_TESTS", "cmocka")):
+        there = has(package) and has("jansson")
+        configure.append(f"-D{option}={'ON' if there else 'OFF'}")
+        if not there:
+            check.add(option, f"failed: no {package}" if not has(package) else "failed: no jansson", 0)
     if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
         configure += ["-G", "Ninja"]
     jobs = str(os.cpu_count() or 2)
@@ -105,40 +185,43 @@ def build(check: Check) -> bool:
 
 def test(check: Check) -> None:
     """What can run on a device, which nothing may skip here."""
-    output = check.run("tests on the device", ["ctest", "--test-dir", BUILD, "-R", "^device_", "--no-tests=error"], 120)
+    command = ["ctest", "--test-dir", BUILD, "-R", "^device_", "--no-tests=error", "--output-on-failure"]
+    output = check.run("tests on the device", [*command, "--parallel", min(8, os.cpu_count() or 2)], 120)
     if output is not None and "Skipped" in output:
-        check.steps[-1]["result"] = "failed: tests were skipped"
+        check.add("tests on the device: all of them", "failed: tests were skipped", 0, output)
 
 
 def sanitize(check: Check) -> None:
     """Some of the tests under each of the sanitizer's tools."""
-    tool = shutil.which("compute-sanitizer")
-    if not tool:
-        check.steps.append({"step": "sanitizers", "result": NO_SANITIZER, "seconds": 0})
-        print(f"{'sanitizers':44} {NO_SANITIZER}")
+    sanitizer = tool("compute-sanitizer")
+    if not sanitizer:
+        check.add("sanitizers", NO_SANITIZER, 0)
         return
-    for name in SANITIZERS:
-        for program in SANITIZED:
-            command = [tool, "--tool", name, "--error-exitcode", "9", BUILD / "tests" / program, "--device", "cuda"]
-            check.run(f"{name} {program}", command, 60, {"NORMROPE_TEST_CASES": SANITIZED_CASES})
+    with ThreadPoolExecutor(SANITIZERS_AT_ONCE) as pool:
+        for name in SANITIZERS:
+            command = [sanitizer, "--tool", name, "--error-exitcode", "9"]
+            if name == "memcheck":  # tests ask for more memory than there is, and such
+                command += ["--report-api-errors", "no"]
+            for program in SANITIZED:
+                words = [*command, BUILD / "tests" / program, "--device", "cuda"]
+                pool.submit(check.run, f"{name} {program}", words, 90, {"NORMROPE_TEST_CASES": SANITIZED_CASES})
 
 
-def compare(check: Check, repeat: int) -> dict:
+def compare(check: Check, repeat: int) -> None:
     """Times beside a copy, and beside PyTorch where it is."""
-    report = {}
-    output = check.run("benchmark", [BUILD / "bin/gpu_bench", "--repeat", repeat], 120)
-    if output:
-        report["benchmark"] = json.loads(output)
-    python = [sys.executable, "-c", "import torch; assert torch.cuda.is_available()"]
-    if subprocess.run(python, capture_output=True).returncode:
-        print(f"{'comparison with PyTorch':44} left out: no PyTorch with CUDA for {sys.executable}")
-        return report
+    check.keep("benchmark", check.run("benchmark", [BUILD / "bin/gpu_bench", "--repeat", repeat], 120))
+    python = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
+    try:
+        asked = subprocess.run(python, capture_output=True, text=True, timeout=60).stdout
+    except subprocess.TimeoutExpired:
+        asked = ""
+    if asked.strip() != "True":
+        check.add("comparison with PyTorch", NO_TORCH, 0)
+        return
     command = [sys.executable, "-m", "normrope.bench.gpu", "--repeat", repeat]
     sources = {"PYTHONPATH": str(ROOT / "python"), "NORMROPE_LIBRARY": str(BUILD / "lib/libnormrope.so")}
-    output = check.run("comparison with PyTorch", command, 180, sources)
-    if output:
-        report["torch"] = json.loads(output)
-    return report
+    limit = min(180, check.left - SANITIZERS_SECONDS)
+    check.keep("torch", check.run("comparison with PyTorch", command, limit, sources))
 
 
 def as_text(report: dict) -> str:
@@ -174,22 +257,20 @@ def main() -> int:
     if why:
         print(f"gpu-check: nothing was checked: {why}", file=sys.stderr)
         return NO_DEVICE
-    BUILD.mkdir(parents=True, exist_ok=True)
     check = Check(arguments.seconds)
-    report = {"command": "make gpu-check", "steps": check.steps}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "-i", "0"]
-    report["device"] = (
-        (check.run("device", query, 20) or "unknown").strip() if shutil.which("nvidia-smi") else "unknown"
-    )
+    if shutil.which("nvidia-smi"):
+        check.report["device"] = (check.run("device", query, 20) or "unknown").strip()
     if build(check):
-        test(check)
-        report |= compare(check, arguments.repeat)  # before the sanitizers, which may take all the time there is
-        sanitize(check)
-    report["failures"] = check.failures
-    (BUILD / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    text = as_text(report)
-    (BUILD / "report.txt").write_text(text)
-    print("\n" + text)
+        tested = (BUILD / "tests" / SANITIZED[0]).exists()
+        if tested:
+            test(check)
+        compare(check, arguments.repeat)  # before the sanitizers, which may take all the time there is
+        if tested:
+            sanitize(check)
+    check.save()
+    print("\n" + as_text(check.report))
     for failure in check.failures:
         print(f"gpu-check: {failure}", file=sys.stderr)
     return 1 if check.failures else 0

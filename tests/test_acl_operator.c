@@ -11,7 +11,6 @@
 
 #include "acl/acl.h"
 #include "support/acl_call.h"
-#include "support/device.h"
 #include "support/guarded.h"
 
 static const nr_operator *const operators[] = {&nr_operator_forward, &nr_operator_backward};
@@ -184,8 +183,6 @@ static void alias(acl_call *call, const char *name, const char *other) {
 /* In place: the same bits as apart. */
 static void test_in_place(void **state) {
   (void)state;
-  if (device_is_cuda())
-    skip(); /* a copy of each tensor there; test_strides has these cases */
   static const char *const pairs[][2] = {{"gradQuery", "query"},
                                          {"gradKey", "key"},
                                          {"gradEncoderQuery", "encoderQuery"},
@@ -224,8 +221,6 @@ static void test_in_place(void **state) {
 /* Forward in place: image and text are two slices of a joined buffer, which is what comes out, too. */
 static void test_in_place_forward(void **state) {
   (void)state;
-  if (device_is_cuda())
-    skip(); /* a copy of each tensor there; test_strides has these cases */
   static const char *const names[][3] = {{"query", "encoderQuery", "queryOutput"},
                                          {"key", "encoderKey", "keyOutput"},
                                          {"value", "encoderValue", "valueOutput"}};
@@ -269,8 +264,6 @@ static void test_in_place_forward(void **state) {
 /* Query, key and value as slices of one packed buffer, and the gradients into slices of another. */
 static void test_packed(void **state) {
   (void)state;
-  if (device_is_cuda())
-    skip(); /* a copy of each tensor there; test_strides has these cases */
   static const char *const slices[][3] = {{"query", "key", "value"}, {"gradQuery", "gradKey", "gradValue"}};
   acl_call call = call_default(&nr_operator_backward, ACL_BF16);
   call.seq[NR_PART_QUERY] = 7;

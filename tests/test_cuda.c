@@ -137,6 +137,59 @@ static void a_graph_captures_a_run(void **state) {
   unmake(&p);
 }
 
+/* The first run of a kernel loads it, in a capture or not. */
+static void a_graph_captures_a_first_run(void **state) {
+  (void)state;
+  enum { ROWS_HERE = 40, DIM = 6, COUNT = ROWS_HERE * DIM };
+  device_block x = filled(NR_F16, COUNT, 1), y = filled(NR_F16, COUNT, 2), rstd = filled(NR_F32, ROWS_HERE, 3);
+  nr_segment g = nr_segment_default();
+  g.batch = 1, g.length = ROWS_HERE, g.heads = 1, g.dim = DIM, g.norm = NR_NORM_RMS;
+  g.x = nr_view_bsnd(x.data, NR_F16, ROWS_HERE, 1, DIM), g.y = nr_view_bsnd(y.data, NR_F16, ROWS_HERE, 1, DIM);
+  g.rstd = nr_view_statistics(rstd.data, NR_F32, ROWS_HERE, 1);
+  nr_problem of = nr_problem_default();
+  of.direction = NR_FORWARD, of.backend = NR_BACKEND_CUDA, of.segments = &g, of.num_segments = 1;
+  nr_plan *plan;
+  assert_int_equal(nr_plan_create(&plan, &of), NR_OK);
+  assert_int_equal(nr_plan_workspace_size(plan), 0);
+  cudaStream_t stream = nr_cuda->stream_new(0);
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  GOOD(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  nr_status status = nr_plan_run(plan, NULL, NULL, 0, stream);
+  GOOD(cudaStreamEndCapture(stream, &graph));
+  assert_int_equal(status, NR_OK);
+  GOOD(cudaGraphInstantiate(&ready, graph, 0));
+  GOOD(cudaGraphLaunch(ready, stream));
+  assert_int_equal(nr_cuda->stream_synchronize(0, stream), NR_OK);
+  uint16_t replayed[COUNT], run_plainly[COUNT];
+  device_read(replayed, &y);
+  assert_int_equal(nr_cuda->set(0, y.data, 0x55, y.size, NULL, true), NR_OK);
+  assert_int_equal(nr_plan_run(plan, NULL, NULL, 0, stream), NR_OK);
+  assert_int_equal(nr_cuda->stream_synchronize(0, stream), NR_OK);
+  device_read(run_plainly, &y);
+  assert_memory_equal(replayed, run_plainly, sizeof replayed);
+  GOOD(cudaGraphExecDestroy(ready));
+  GOOD(cudaGraphDestroy(graph));
+  nr_cuda->stream_free(0, stream);
+  nr_plan_destroy(plan);
+  device_free(&x), device_free(&y), device_free(&rstd);
+}
+
+/* A launch that fails: an error that says so, and none left behind. */
+static void a_stream_of_another_device(void **state) {
+  if (nr_cuda_count() < 2)
+    skip();
+  problem p;
+  make(&p, 1);
+  void *stream = nr_cuda->stream_new(1);
+  assert_int_equal(run(&p, stream), NR_ERROR_DEVICE);
+  assert_non_null(strstr(nr_last_error(), "cuda: launching"));
+  GOOD(cudaGetLastError());
+  nr_cuda->stream_free(1, stream);
+  unmake(&p);
+  every_run_has_the_same_bits(state);
+}
+
 /* Two problems in two streams, many runs under way at once, against each alone. */
 static void streams_do_not_meet(void **state) {
   (void)state;
@@ -260,9 +313,10 @@ int main(void) {
     return 2;
   }
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_run_has_the_same_bits), cmocka_unit_test(a_graph_captures_a_run),
-      cmocka_unit_test(streams_do_not_meet),         cmocka_unit_test(out_of_device_memory),
-      cmocka_unit_test(bad_launches_are_reported),   cmocka_unit_test(runtime_on_the_device),
+      cmocka_unit_test(a_graph_captures_a_first_run), cmocka_unit_test(every_run_has_the_same_bits),
+      cmocka_unit_test(a_graph_captures_a_run),       cmocka_unit_test(a_stream_of_another_device),
+      cmocka_unit_test(streams_do_not_meet),          cmocka_unit_test(out_of_device_memory),
+      cmocka_unit_test(bad_launches_are_reported),    cmocka_unit_test(runtime_on_the_device),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

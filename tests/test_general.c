@@ -36,7 +36,27 @@ static void several_blocks(void **state) {
   }
 }
 
+/* A device's block then has more shared memory than it gets without asking: 48 KB and what is beside that, and 56. */
+static void many_heads(void **state) {
+  (void)state;
+  for (int biased = 0; biased < 2; biased++) {
+    stream s = {.B = 1,
+                .S = 25,
+                .N = 40,
+                .D = biased ? 64 : 128,
+                .norm = biased ? NR_NORM_LAYER_AFFINE : NR_NORM_RMS_AFFINE,
+                .weights_per_head = true,
+                .scope = NR_SCOPE_ALL_HEADS,
+                .rows = NR_BF16};
+    fixture *f = fixture_new(NR_BACKWARD, 2000 + (uint64_t)biased);
+    fixture_add(f, &s);
+    fixture_try(f, NULL, 0, biased ? "40 heads of 64, LayerNorm" : "40 heads of 128, RMSNorm");
+    fixture_free(f);
+  }
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(random_cases), cmocka_unit_test(several_blocks)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(random_cases), cmocka_unit_test(several_blocks),
+                                     cmocka_unit_test(many_heads)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,19 +14,26 @@ extern const void *const nr_cuda_rows_f32[NR_CUDA_FORMS][2],
     *const nr_cuda_rows_f16[NR_CUDA_FORMS][2], *const nr_cuda_rows_bf16[NR_CUDA_FORMS][2],
                                                    *const nr_cuda_sums_kernel, *const nr_cuda_table_kernel;
 
+/* What a launch may take with every driver; gradients of tables are for those of CUDA 12.1 on, as is the compiler. */
+_Static_assert(sizeof(nr_cuda_rows) <= 4096 && sizeof(nr_cuda_sums) <= 4096, "parameters of at most 4 KB");
+_Static_assert(sizeof(nr_cuda_table) <= 32764, "parameters of at most 32,764 bytes");
+
 static const void *const (*const row_kernels[])[2] = {
     [NR_F32] = nr_cuda_rows_f32, [NR_F16] = nr_cuda_rows_f16, [NR_BF16] = nr_cuda_rows_bf16};
 
 /*
  * How work is cut. All of it follows from shapes and dtypes, nothing from addresses, strides of rows or the device, so
  * the same problem has the same bits in any layout and on any device. A block must be short beside the run (many waves
- * of blocks fill the device evenly) and long beside its sums, which it writes once.
+ * of blocks fill the device evenly: it has some hundreds of places for them) and long beside its sums, which it writes
+ * once.
  */
 enum {
   CHUNK_HEADS = 12,        /* about so many heads take turns with one token's tables */
   TEAM_ROWS = 64,          /* at most so many rows are added up in one float32 */
-  CHUNKS_WANTED = 512,     /* of a segment, before chunks get longer */
-  HEADS_CHUNK_TOKENS = 8,  /* the least, where each chunk has sums of N * D columns */
+  CHUNKS_WANTED = 4096,    /* of a segment, before chunks get longer */
+  HEADS_CHUNKS = 1024,     /* the same where each chunk has sums of N * D columns, */
+  HEADS_CHUNK_TOKENS = 8,  /* and the least tokens of one, */
+  HEADS_TOKENS = 2,        /* or all, where teams take heads and there are no sums */
   SHARED_BYTES = 96 << 10, /* that every device of compute capability 8.0 and up lets a block have */
   FREE_SHARED = 40 << 10   /* that a block has without asking, whatever else a kernel has there */
 };
@@ -125,7 +132,9 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
   if (c->by_heads) {
     c->head_chunks = 1;
     c->chunk_heads = (int32_t)s->heads;
-    c->chunk_tokens = (int32_t)larger(HEADS_CHUNK_TOKENS, smaller(TEAM_ROWS, tokens / CHUNKS_WANTED));
+    c->chunk_tokens = HEADS_TOKENS;
+    if (c->weight_columns || c->bias_columns)
+      c->chunk_tokens = (int32_t)larger(HEADS_CHUNK_TOKENS, smaller(TEAM_ROWS, tokens / HEADS_CHUNKS));
     c->team_sums = (int32_t)over(s->heads, teams);
   } else {
     c->chunk_heads = (int32_t)over(s->heads, over(s->heads, CHUNK_HEADS));
@@ -138,7 +147,7 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
   if (c->copies)
     return;
   size_t slot = slot_of(c->form, row_dtype(plan, s)) * sizeof(float);
-  c->shared = slot * ((plan->direction == NR_FORWARD ? 4 : 3) + (c->pairing == NR_CUDA_EXCHANGE));
+  c->shared = slot * (NR_CUDA_SLOTS(c->form, plan->direction == NR_BACKWARD) + (c->pairing == NR_CUDA_EXCHANGE));
   bool in_registers = c->form == NR_CUDA_RMS || c->form == NR_CUDA_LAYER;
   if (in_registers || !(c->weight_columns || c->bias_columns))
     return;
@@ -324,10 +333,12 @@ static void fill_segment(const nr_plan *plan, const nr_segment *s, const cut *c,
                          .weight_sums = (float *)(workspace + c->weight_sums),
                          .bias_sums = (float *)(workspace + c->bias_sums),
                          .spill = c->spills ? (float *)(workspace + c->spill) : NULL};
+  g->heads_staged = g->weight.head || g->bias.head;
   if (c->pairing == NR_CUDA_STRAIGHT)
     return;
   g->cos = view_of(&s->cos, 4, B, s->rope_length, N, s->rope_dim);
   g->sin = view_of(&s->sin, 4, B, s->rope_length, N, s->rope_dim);
+  g->heads_staged |= g->cos.head || g->sin.head;
   g->rope_length = s->rope_length, g->rope_position = s->rope_position;
   g->rope_dim = (int32_t)s->rope_dim, g->rope_width = (int32_t)s->rope_width;
 }
@@ -343,12 +354,14 @@ static nr_status put(const void *kernel, int64_t blocks, int threads, size_t sha
                                .attrs = &attribute,
                                .numAttrs = waits_inside};
   cudaError_t error = cudaSuccess;
+  /* Of the current device, which no plan knows; and always as much, since another thread may launch the kernel now. */
   if (shared > FREE_SHARED)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
   if (error == cudaSuccess)
     error = cudaLaunchKernelExC(&config, kernel, &params);
   if (error == cudaSuccess)
     return NR_OK;
+  cudaGetLastError(); /* which would else be some later call's */
   return nr_fail(NR_ERROR_DEVICE, "cuda: launching %s, %" PRId64 " blocks: %s", what, blocks,
                  cudaGetErrorString(error));
 }

@@ -107,55 +107,71 @@ template <typename T> __device__ __forceinline__ vector pack(const float *from) 
   return to;
 }
 
-/* Channels [first, first + lanes) of a row; those from `dim` on are 0. Whole: either all are there or none. */
-template <typename T, bool WHOLE>
-__device__ __forceinline__ vector load(const char *row, const nr_cuda_view &view, int first, int dim) {
-  vector v = {{0, 0, 0, 0}};
-  if (first >= dim)
-    return v;
-  if (view.wide)
-    return *(const vector *)(row + first * (int64_t)sizeof(typename T::bits));
-  row += first * view.channel;
+/* V vectors of a row, `stride` channels apart; channels from `dim` on are 0. Whole: of a vector all are there or none.
+ */
+template <typename T, bool WHOLE, int V>
+__device__ __forceinline__ void load(vector *to, const char *row, const nr_cuda_view &view, int first, int stride,
+                                     int dim) {
   NR_UNROLL
-  for (int e = 0; e < T::lanes; e++)
-    if (WHOLE || first + e < dim)
-      v.word[e / per_word<T>()] |= (uint32_t) * (const typename T::bits *)(row + e * view.channel)
-                                   << e % per_word<T>() * 16;
-  return v;
-}
-
-template <typename T, bool WHOLE>
-__device__ __forceinline__ void store(char *row, const nr_cuda_view &view, int first, int dim, const vector &v,
-                                      bool streams) {
-  if (first >= dim)
-    return;
+  for (int j = 0; j < V; j++)
+    to[j] = {{0, 0, 0, 0}};
   if (view.wide) {
-    uint4 *to = (uint4 *)(row + first * (int64_t)sizeof(typename T::bits));
-    uint4 value = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
-    if (streams)
-      __stcs(to, value);
-    else
-      *to = value;
+    NR_UNROLL
+    for (int j = 0; j < V; j++)
+      if (first + j * stride < dim)
+        to[j] = *(const vector *)(row + (first + j * stride) * (int64_t)sizeof(typename T::bits));
     return;
   }
-  row += first * view.channel;
   NR_UNROLL
-  for (int e = 0; e < T::lanes; e++)
-    if (WHOLE || first + e < dim)
-      *(typename T::bits *)(row + e * view.channel) =
-          (typename T::bits)(v.word[e / per_word<T>()] >> e % per_word<T>() * 16);
+  for (int j = 0; j < V; j++) {
+    int c = first + j * stride;
+    if (c >= dim)
+      continue;
+    const char *at = row + c * view.channel;
+    NR_UNROLL
+    for (int e = 0; e < T::lanes; e++)
+      if (WHOLE || c + e < dim)
+        to[j].word[e / per_word<T>()] |= (uint32_t) * (const typename T::bits *)(at + e * view.channel)
+                                         << e % per_word<T>() * 16;
+  }
 }
 
-/* Any element. */
+template <typename T, bool WHOLE, int V>
+__device__ __forceinline__ void store(char *row, const nr_cuda_view &view, int first, int stride, int dim,
+                                      const vector *from, bool streams) {
+  if (view.wide) {
+    NR_UNROLL
+    for (int j = 0; j < V; j++) {
+      uint4 *to = (uint4 *)(row + (first + j * stride) * (int64_t)sizeof(typename T::bits));
+      uint4 value = make_uint4(from[j].word[0], from[j].word[1], from[j].word[2], from[j].word[3]);
+      if (first + j * stride < dim) {
+        if (streams)
+          __stcs(to, value);
+        else
+          *to = value;
+      }
+    }
+    return;
+  }
+  NR_UNROLL
+  for (int j = 0; j < V; j++) {
+    int c = first + j * stride;
+    if (c >= dim)
+      continue;
+    char *to = row + c * view.channel;
+    NR_UNROLL
+    for (int e = 0; e < T::lanes; e++)
+      if (WHOLE || c + e < dim)
+        *(typename T::bits *)(to + e * view.channel) =
+            (typename T::bits)(from[j].word[e / per_word<T>()] >> e % per_word<T>() * 16);
+  }
+}
+
+/* Any element. Without branches, so that several may be on their way. */
 static __device__ __forceinline__ float load_one(const char *at, int32_t dtype) {
-  float value[2];
-  if (dtype == NR_F32)
-    return *(const float *)at;
-  if (dtype == NR_F16)
-    f16::unpack(*(const uint16_t *)at, value);
-  else
-    bf16::unpack(*(const uint16_t *)at, value);
-  return value[0];
+  uint32_t bits = dtype == NR_F32 ? *(const uint32_t *)at : *(const uint16_t *)at;
+  float half = nr_unpack_f16((uint16_t)bits);
+  return dtype == NR_F16 ? half : __uint_as_float(dtype == NR_F32 ? bits : bits << 16);
 }
 
 static __device__ __forceinline__ void store_one(char *at, int32_t dtype, double exact) {
@@ -182,8 +198,10 @@ static __device__ __forceinline__ char *row_of(const nr_cuda_view &v, int64_t b,
 
 /* The sum over a team of neighbouring lanes, a power of two of them: the same in each. Every lane of the warp comes. */
 static __device__ __forceinline__ float team_sum(float value, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, step);
+  NR_UNROLL
+  for (int step = NR_CUDA_LANES / 2; step > 0; step /= 2)
+    if (step < lanes) /* of all lanes of the warp, or of none */
+      value += __shfl_xor_sync(0xffffffffu, value, step);
   return value;
 }
 
@@ -199,9 +217,11 @@ static __device__ __forceinline__ exact_sum plus(exact_sum a, exact_sum b) {
 }
 
 static __device__ __forceinline__ exact_sum team_sum(exact_sum value, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2)
-    value =
-        plus(value, {__shfl_xor_sync(0xffffffffu, value.high, step), __shfl_xor_sync(0xffffffffu, value.low, step)});
+  NR_UNROLL
+  for (int step = NR_CUDA_LANES / 2; step > 0; step /= 2)
+    if (step < lanes)
+      value =
+          plus(value, {__shfl_xor_sync(0xffffffffu, value.high, step), __shfl_xor_sync(0xffffffffu, value.low, step)});
   return value;
 }
 

@@ -40,6 +40,10 @@ typedef enum nr_cuda_form {
   NR_CUDA_FORMS
 } nr_cuda_form;
 
+/* What waits in shared memory for each of a thread's channels: a weight, a cosine, a sine, and forward a bias where
+   there may be one. */
+#define NR_CUDA_SLOTS(form, backward) ((backward) || (form) == NR_CUDA_RMS ? 3 : 4)
+
 /* How channel i finds the partner that it turns with. */
 enum {
   NR_CUDA_STRAIGHT, /* no row turns */
@@ -69,6 +73,7 @@ typedef struct nr_cuda_segment {
   int32_t by_heads;
   int32_t weight_columns, bias_columns; /* D, or heads * D; 0: not wanted */
   int32_t copies, centres, normalises, all_heads;
+  int32_t heads_staged;                    /* weights or tables differ from head to head */
   int32_t streams;                         /* the output is larger than the caches */
   float count_inverse, count_inverse_rest; /* 1 / the channels that share statistics, and what the first one lacks */
   float eps, eps_scaled;                   /* the latter times 2^120 */

@@ -22,10 +22,10 @@ template <int V, bool BACKWARD> struct fetched {
   float mean, rstd;
 };
 
-/* A token of the chunk. */
+/* A token of the chunk: whether there is one, and whether its rows turn. */
 struct token {
   int32_t b, s;
-  bool there;
+  bool there, turns;
 };
 
 template <typename T, int FORM, bool BACKWARD> struct worker {
@@ -40,7 +40,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     COS = 1,
     SIN = 2,
     BIAS = 3,
-    SLOTS = BACKWARD ? 3 : 4,
+    SLOTS = NR_CUDA_SLOTS(FORM, BACKWARD),
     /* Which passes over the heads of a token there are; the last is the only one where each row is for itself. */
     PASS_MEAN = 0,
     PASS_MOMENTS = 1,
@@ -104,28 +104,39 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     int32_t number = begin + (by_heads() ? o : o * teams() + team);
     bool is = number < end();
     int32_t b = is ? number / g.length : 0;
-    return {b, is ? number - b * g.length : 0, is};
+    token t = {b, is ? number - b * g.length : 0, is, false};
+    t.turns = is && g.pairing && (uint64_t)table(t) < (uint64_t)g.rope_length;
+    return t;
   }
 
-  /* Absent rows are worked on as zeros, so that every lane comes to every shuffle. */
-  __device__ __forceinline__ bool there(const token &t, int32_t n) const { return t.there && n < end_head(); }
-
-  /* The token's row of the tables; whether a row turns by it. */
-  __device__ __forceinline__ int64_t table(const token &t) const { return t.s + g.rope_position; }
+  /* Absent rows are worked on as zeros, so that every lane comes to every shuffle. Heads are absent only where teams
+     share them out. */
+  __device__ __forceinline__ bool there(const token &t, int32_t n) const {
+    return t.there && (!by_heads() || n < end_head());
+  }
   __device__ __forceinline__ bool turns(const token &t, int32_t n) const {
-    return there(t, n) && (uint64_t)table(t) < (uint64_t)g.rope_length;
+    return t.turns && (!by_heads() || n < end_head());
   }
 
-  __device__ __forceinline__ void fetch(row &r, const token &t, int32_t n) const {
+  /* The token's row of the tables. */
+  __device__ __forceinline__ int64_t table(const token &t) const { return t.s + g.rope_position; }
+
+  /* Where a token's rows are: those that are read, and those that are written. */
+  struct source {
+    const char *in, *x;
+  };
+  __device__ __forceinline__ source source_of(const token &t) const {
+    return {row_of(g.in, t.b, t.s, 0), BACKWARD ? row_of(g.x, t.b, t.s, 0) : nullptr};
+  }
+  __device__ __forceinline__ char *target_of(const token &t) const { return row_of(g.out, t.b, t.s, 0); }
+
+  __device__ __forceinline__ void fetch(row &r, const source &from, const token &t, int32_t n) const {
     bool is = there(t, n);
-    const char *in = row_of(g.in, t.b, t.s, n), *x = row_of(g.x, t.b, t.s, n);
+    int count = is ? g.dim : 0;
+    load<T, WHOLE, V>(r.in, from.in + n * g.in.head, g.in, first, g.spread * E, count);
+    if (BACKWARD && g.normalises)
+      load<T, WHOLE, V>(r.x, from.x + n * g.x.head, g.x, first, g.spread * E, count);
     r.mean = r.rstd = 0;
-    NR_UNROLL
-    for (int j = 0; j < V; j++) {
-      r.in[j] = load<T, WHOLE>(in, g.in, is ? channel(j) : g.dim, g.dim);
-      if (BACKWARD && g.normalises)
-        r.x[j] = load<T, WHOLE>(x, g.x, is ? channel(j) : g.dim, g.dim);
-    }
     if (BACKWARD && is && g.normalises)
       r.rstd = *(const float *)row_of(g.rstd, t.b, t.s, n);
     if (BACKWARD && is && centres() && g.normalises)
@@ -135,6 +146,9 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   __device__ __forceinline__ float4 *slot(int k) const { return (float4 *)(shared + k * SLOT) + thread; }
   /* Channels 4q to 4q + 3 of this thread's. */
   __device__ __forceinline__ float4 quad(int k, int q) const { return slot(k)[q * THREADS]; }
+  static __device__ __forceinline__ float at(const float4 &of, int i) {
+    return i == 0 ? of.x : i == 1 ? of.y : i == 2 ? of.z : of.w;
+  }
 
   /* This thread's channels of a row of weights or tables, which has `count`; zeros behind them. */
   __device__ __forceinline__ void fill(int k, const nr_cuda_view &v, const char *from, int count) const {
@@ -170,11 +184,12 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
 
   /* Brings up to date what the next row needs of weights and tables. */
   __device__ __forceinline__ void stage(const token &t, int32_t n, bool new_block, bool new_token) const {
+    if (!new_block && !new_token && !g.heads_staged)
+      return;
     _Pragma("unroll 1") for (int k = 0; k < SLOTS; k++) {
       const nr_cuda_view &v = (&g.weight)[k];
       bool is_table = k == COS || k == SIN;
-      if (v.data && (v.head || (is_table ? new_token : new_block)) &&
-          (is_table ? g.pairing && turns(t, n) : there(t, n)))
+      if (v.data && (v.head || (is_table ? new_token : new_block)) && (is_table ? turns(t, n) : there(t, n)))
         fill(k, v, row_of(v, is_table ? t.b : 0, is_table ? table(t) : 0, n), is_table ? g.rope_dim : g.dim);
     }
   }
@@ -212,24 +227,36 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     float *board = shared + SLOTS * SLOT + team * (g.lanes * M);
     int half = g.rope_width / 2;
     NR_UNROLL
-    for (int i = 0; i < M; i++) {
-      int c = channel(i / E) + i % E;
+    for (int q = 0; q < M / 4; q++) {
+      const float *a = v + 4 * q;
+      float4 own = make_float4(a[0], a[1], a[2], a[3]);
+      if (BACKWARD) {
+        float4 s = quad(SIN, q);
+        own = make_float4(own.x * s.x, own.y * s.y, own.z * s.z, own.w * s.w);
+      }
+      int c = channel(q / (E / 4)) + q % (E / 4) * 4;
       if (c < g.dim)
-        board[c] = BACKWARD ? v[i] * ((const float *)&slot(SIN)[i / 4 * THREADS])[i % 4] : v[i];
+        *(float4 *)(board + c) = own;
     }
     __syncwarp();
     NR_UNROLL
     for (int j = 0; j < V; j++) {
       int within = channel(j) % g.rope_width;
+      float4 cosines, sines;
       NR_UNROLL
       for (int e = 0; e < E; e++) {
         int i = j * E + e, c = channel(j) + e;
         bool leads = within < half;
+        if (e % 4 == 0) {
+          cosines = quad(COS, i / 4);
+          if (!BACKWARD)
+            sines = quad(SIN, i / 4);
+        }
         if (wanted && c < g.rope_dim) {
           float other = board[leads ? c + half : c - half];
-          float sine = BACKWARD ? 1 : ((const float *)&slot(SIN)[i / 4 * THREADS])[i % 4];
-          other = leads == BACKWARD ? other * sine : -(other * sine);
-          v[i] = fmaf(v[i], ((const float *)&slot(COS)[i / 4 * THREADS])[i % 4], other);
+          if (!BACKWARD)
+            other *= at(sines, e % 4);
+          v[i] = fmaf(v[i], at(cosines, e % 4), leads == BACKWARD ? other : -other);
         }
         within = within + 1 == g.rope_width ? 0 : within + 1;
       }
@@ -246,13 +273,18 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
       turn_halves(v);
   }
 
-  __device__ __forceinline__ void put(const float *v, const token &t, int32_t n) const {
+  __device__ __forceinline__ void put(const vector *packed, char *out, const token &t, int32_t n) const {
+    store<T, WHOLE, V>(out + n * g.out.head, g.out, first, g.spread * E, there(t, n) ? g.dim : 0, packed, g.streams);
+  }
+
+  __device__ __forceinline__ void put(const float *v, char *out, const token &t, int32_t n) const {
     if (!g.out.data)
       return;
-    char *out = row_of(g.out, t.b, t.s, n);
+    vector packed[V];
     NR_UNROLL
     for (int j = 0; j < V; j++)
-      store<T, WHOLE>(out, g.out, there(t, n) ? channel(j) : g.dim, g.dim, pack<T>(v + j * E), g.streams);
+      packed[j] = pack<T>(v + j * E);
+    put(packed, out, t, n);
   }
 
   /* The two sums over all threads of the block; `parity` alternates from call to call, which saves a barrier. */
@@ -308,10 +340,14 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   __device__ __forceinline__ void deviations(const float *v, float m, float &sum, float &squares) const {
     float part[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
     NR_UNROLL
-    for (int i = 0; i < M; i++) {
-      float d = !centres() || live(i / E, i % E) ? v[i] - m : 0;
-      part[i % 4] += d;
-      square[i % 4] = fmaf(d, d, square[i % 4]);
+    for (int j = 0; j < V; j++) {
+      float mean = live(j, 0) ? m : 0;
+      NR_UNROLL
+      for (int e = 0; e < E; e++) {
+        float d = WHOLE || !centres() || live(j, e) ? v[j * E + e] - mean : 0;
+        part[e % 4] += d;
+        square[e % 4] = fmaf(d, d, square[e % 4]);
+      }
     }
     sum = (part[0] + part[1]) + (part[2] + part[3]);
     squares = (square[0] + square[1]) + (square[2] + square[3]);
@@ -327,14 +363,16 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     float rest = of.second * (small ? 0x1p60f : 1);
     float mean = high * g.count_inverse, lost = fmaf(high, g.count_inverse, -mean);
     lost += fmaf(low, g.count_inverse, high * g.count_inverse_rest);
-    exact_sum variance = plus({mean, lost == lost ? lost : 0}, {-(rest * rest), 0});
+    exact_sum variance = {mean, lost == lost ? lost : 0};
+    if (centres())
+      variance = plus(variance, {-(rest * rest), 0});
     of.rstd = inverse_root(plus(variance, {small ? g.eps_scaled : g.eps, 0})) * (small ? 0x1p60f : 1);
   }
 
   __device__ __forceinline__ void give_statistics(const moments &of, const token &t, int32_t n) const {
     if (lane() != 0 || !there(t, n) || (all_heads() && n != 0))
       return;
-    if (g.mean.data)
+    if (centres() && g.mean.data)
       store_one(row_of(g.mean, t.b, t.s, n), NR_F32, of.first + of.second);
     if (g.rstd.data)
       store_one(row_of(g.rstd, t.b, t.s, n), NR_F32, of.rstd);
@@ -345,11 +383,13 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     float rest = of.second * of.rstd;
     NR_UNROLL
     for (int i = 0; i < M; i++)
-      v[i] = fmaf(v[i] - of.first, of.rstd, -rest);
+      v[i] = centres() ? fmaf(v[i] - of.first, of.rstd, -rest) : v[i] * of.rstd;
     if (g.weight.data) {
       NR_UNROLL
       for (int q = 0; q < M / 4; q++) {
-        float4 w = quad(WEIGHT, q), b = g.bias.data ? quad(BIAS, q) : make_float4(-0.0f, -0.0f, -0.0f, -0.0f);
+        float4 w = quad(WEIGHT, q), b = make_float4(-0.0f, -0.0f, -0.0f, -0.0f);
+        if (FORM != NR_CUDA_RMS && g.bias.data)
+          b = quad(BIAS, q);
         v[4 * q] = fmaf(v[4 * q], w.x, b.x);
         v[4 * q + 1] = fmaf(v[4 * q + 1], w.y, b.y);
         v[4 * q + 2] = fmaf(v[4 * q + 2], w.z, b.z);
@@ -392,8 +432,9 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   __device__ __forceinline__ int parts() const { return g.bias_columns ? 2 : 1; }
   __device__ __forceinline__ float4 *sums(int part, int i) const {
     int64_t place = (int64_t)(part * g.team_sums + i) * SLOT;
-    float *memory = g.spill ? g.spill + (int64_t)chunk * parts() * g.team_sums * SLOT
-                            : shared + (in_registers() ? 0 : SLOTS + (g.pairing == NR_CUDA_EXCHANGE)) * SLOT;
+    float *memory = shared + (in_registers() ? 0 : SLOTS + (g.pairing == NR_CUDA_EXCHANGE)) * SLOT;
+    if (!in_registers() && g.spill)
+      memory = g.spill + (int64_t)chunk * parts() * g.team_sums * SLOT;
     return (float4 *)(memory + place) + thread;
   }
 
@@ -482,18 +523,19 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     int from_team = of_heads ? n % teams() : 0, end_team = of_heads ? from_team + 1 : teams();
     int from = of_heads ? n / teams() : 0, end = of_heads ? from + 1 : g.team_sums;
     double sum = 0;
-    for (int i = from; i < end; i++)
+    for (int i = from; i < end; i++) {
+      const float *at = (const float *)(sums(part, i) - thread + q * THREADS + v % g.spread) + c % 4;
       for (int k = from_team; k < end_team; k++)
-        sum += ((const float *)&sums(part, i)[q * THREADS + k * g.lanes + v % g.spread - thread])[c % 4];
+        sum += at[k * g.lanes * 4];
+    }
     return (float)sum;
   }
 
-  /* The sums of this chunk to its rows of the workspace. */
+  /* The sums of this chunk to its rows of the workspace; those in registers by way of each thread's own slots. */
   __device__ __forceinline__ void give_sums(const float *weight_sum, const float *bias_sum) const {
     if (!wants_sums())
       return;
     if (in_registers()) {
-      __syncthreads(); /* every thread is done with its slots, which the sums take */
       NR_UNROLL
       for (int q = 0; q < M / 4; q++) {
         const float *w = weight_sum + 4 * q, *b = bias_sum + 4 * q;
@@ -514,6 +556,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     int tokens = num_tokens(), heads = num_heads(), first_pass = PASS_OUTPUT, parity = 0;
     if (all_heads())
       first_pass = !BACKWARD && centres() ? PASS_MEAN : PASS_MOMENTS;
+    int stages = BACKWARD ? first_pass : PASS_OUTPUT; /* the first pass that looks at weights and tables */
     float weight_sum[BACKWARD ? M : 1], bias_sum[BACKWARD ? M : 1];
     if (BACKWARD && in_registers()) {
       NR_UNROLL
@@ -523,26 +566,32 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
       clear_sums();
     }
     token here = locate(0);
+    source from = source_of(here);
+    char *out = target_of(here);
     row now, ahead;
     moments of = {0, 0, 0};
-    fetch(now, here, head(0));
+    fetch(now, from, here, head(0));
     for (int o = 0; o < tokens; o++) {
       for (int pass = first_pass; pass <= PASS_OUTPUT; pass++) {
         exact_sum a = {0, 0}, b = {0, 0};
         for (int i = 0; i < heads; i++) {
-          bool last = i + 1 == heads;
+          bool last = i + 1 == heads, leaves = last && pass == PASS_OUTPUT;
           token next = here;
-          if (last && pass == PASS_OUTPUT)
+          if (leaves) {
             next = locate(o + 1);
+            from = source_of(next);
+          }
           if (WHOLE)
-            fetch(ahead, next, head(last ? 0 : i + 1));
-          work(now, here, i, pass, o == 0 && i == 0 && pass == first_pass, i == 0 && pass == first_pass, of, a, b,
-               weight_sum, bias_sum);
+            fetch(ahead, from, next, head(last ? 0 : i + 1));
+          bool new_token = i == 0 && pass == stages;
+          work(now, here, out, i, pass, new_token && o == 0, new_token, of, a, b, weight_sum, bias_sum);
           if (WHOLE)
             now = ahead;
           else
-            fetch(now, next, head(last ? 0 : i + 1));
+            fetch(now, from, next, head(last ? 0 : i + 1));
           here = next;
+          if (leaves)
+            out = target_of(next);
         }
         if (pass != PASS_OUTPUT)
           join(of, pass, a, b, parity ^= 1);
@@ -565,18 +614,16 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
     }
   }
 
-  __device__ __forceinline__ void work(const row &r, const token &t, int i, int pass, bool new_block, bool new_token,
-                                       moments &of, exact_sum &a, exact_sum &b, float *weight_sum,
+  __device__ __forceinline__ void work(const row &r, const token &t, char *out, int i, int pass, bool new_block,
+                                       bool new_token, moments &of, exact_sum &a, exact_sum &b, float *weight_sum,
                                        float *bias_sum) const {
     int32_t n = head(i);
     if (g.copies) {
-      char *out = row_of(g.out, t.b, t.s, n);
-      NR_UNROLL
-      for (int j = 0; j < V; j++)
-        store<T, WHOLE>(out, g.out, there(t, n) ? channel(j) : g.dim, g.dim, r.in[j], g.streams);
+      put(r.in, out, t, n);
       return;
     }
-    stage(t, n, new_block, new_token);
+    if (BACKWARD || pass == PASS_OUTPUT)
+      stage(t, n, new_block, new_token);
     float v[M];
     NR_UNROLL
     for (int j = 0; j < V; j++)
@@ -590,23 +637,27 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
           unpack<T>(r.x[j], x + j * E);
       }
       if (backward(v, x, r, of, pass, there(t, n), a, b, weight_sum, bias_sum, i))
-        put(v, t, n);
+        put(v, out, t, n);
     } else if (forward(v, of, pass, there(t, n), a, b)) {
       if (g.normalises) {
         give_statistics(of, t, n);
         normalise(v, of);
       }
       turn_row(v, t, n);
-      put(v, t, n);
+      put(v, out, t, n);
     }
   }
 };
 
+/* Blocks that a multiprocessor's registers are to suffice for: fewer for LayerNorm's weights and biases, which have
+   twice M sums. */
+constexpr int least_blocks(int form, bool backward) {
+  return form == NR_CUDA_LAYER && backward ? 3 : form == NR_CUDA_RMS && !backward ? 6 : 4;
+}
+
 template <typename T, int FORM, bool BACKWARD>
-/* So many blocks of a multiprocessor that registers suffice: twice M sums for LayerNorm's weights and biases. */
 __global__ void __launch_bounds__(FORM == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS,
-                                  FORM == NR_CUDA_LAYER && BACKWARD ? 3 : 4)
-    rows(const __grid_constant__ nr_cuda_rows p) {
+                                  least_blocks(FORM, BACKWARD)) rows(const __grid_constant__ nr_cuda_rows p) {
   NR_SHARED(shared);
   int index = 0;
   while (index + 1 < p.num_segments && (int32_t)blockIdx.x >= p.segments[index + 1].first_block)

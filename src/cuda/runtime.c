@@ -29,7 +29,11 @@ static void ask(void) {
   }
   for (int i = 0; i < count && i < MAX_DEVICES; i++) {
     struct cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, i) != cudaSuccess || properties.major < LEAST_CAPABILITY)
+    if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) {
+      cudaGetLastError();
+      break;
+    }
+    if (properties.major < LEAST_CAPABILITY)
       break;
     capability[i] = properties.major;
     snprintf(names[i], sizeof names[i], "%s", properties.name);

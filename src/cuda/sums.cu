@@ -55,19 +55,25 @@ __global__ void __launch_bounds__(NR_CUDA_TABLE_THREADS) tables(const __grid_con
     int half = g.rope_width / 2;
     bool leads = c % g.rope_width < half;
     int64_t from = !p.of_sines ? c : leads ? c + half : c - half;
-    for (int64_t batch = first_batch; batch < end_batch; batch++)
-      for (int64_t head = first_head; head < end_head; head++) {
-        float y = load_one(row_of(g.x, batch, s, head) + from * g.x.channel, g.x.dtype);
-        float mean = g.mean.data ? *(const float *)row_of(g.mean, batch, s, head) : 0;
+    for (int64_t batch = first_batch; batch < end_batch; batch++) {
+      const char *x = row_of(g.x, batch, s, 0) + from * g.x.channel, *mean = row_of(g.mean, batch, s, 0);
+      const char *grad_y = row_of(g.grad_y, batch, s, 0) + c * g.grad_y.channel, *rstd = row_of(g.rstd, batch, s, 0);
+      const char *weight = g.weight.data + from * g.weight.channel, *bias = g.bias.data + from * g.bias.channel;
+      _Pragma("unroll 1") for (int64_t head = first_head; head < end_head; head++) {
+        float y = load_one(x + head * g.x.head, g.x.dtype);
+        float dy = load_one(grad_y + head * g.grad_y.head, g.grad_y.dtype);
+        if (g.mean.data)
+          y -= *(const float *)(mean + head * g.mean.head);
         if (g.rstd.data)
-          y = (y - mean) * *(const float *)row_of(g.rstd, batch, s, head);
+          y *= *(const float *)(rstd + head * g.rstd.head);
         if (g.weight.data)
-          y *= load_one(row_of(g.weight, 0, 0, head) + from * g.weight.channel, g.weight.dtype);
+          y *= load_one(weight + head * g.weight.head, g.weight.dtype);
         if (g.bias.data)
-          y += load_one(row_of(g.bias, 0, 0, head) + from * g.bias.channel, g.bias.dtype);
-        double product = (double)y * load_one(row_of(g.grad_y, batch, s, head) + c * g.grad_y.channel, g.grad_y.dtype);
+          y += load_one(bias + head * g.bias.head, g.bias.dtype);
+        double product = (double)y * dy;
         sum += p.of_sines && leads ? -product : product;
       }
+    }
   }
   store_one(row_of(p.out, b, t, n) + c * p.out.channel, p.out.dtype, sum);
 }

@@ -1,5 +1,6 @@
-/* What kernels see of CUDA, on the host. A kernel takes one structure; threads of a block take turns as fibers, and a
-   barrier or shuffle that not all of its threads come to, at one place of the source, ends the program. */
+/* What kernels see of CUDA, on the host. A kernel takes one structure; threads of a block take turns as fibers, in an
+   order of which nothing but barriers can be relied on, so that a missing one shows; and a barrier or shuffle that not
+   all of its threads come to, at one place of the source, ends the program. */
 #ifndef NR_SHIM_CUDA_RUNTIME_H
 #define NR_SHIM_CUDA_RUNTIME_H
 

@@ -25,7 +25,9 @@ shim_dim3 threadIdx, blockIdx;
 
 namespace {
 
-enum { WARP = 32, MAX_THREADS = 1024, STACK = 256 << 10, MOST_SHARED = 99 << 10 };
+enum { WARP = 32, MAX_THREADS = 1024, STACK = 256 << 10 };
+/* The first less than a device's 48 KB, of which a kernel's static memory is part, too. */
+enum : size_t { FREE_SHARED = 47 << 10, MOST_SHARED = 99 << 10, MOST_PARAMETERS = 32764 };
 
 [[noreturn]] void stop(const char *what, int site) {
   std::fprintf(stderr, "cuda shim: block %u, thread %u, line %d: %s\n", blockIdx.x, threadIdx.x, site, what);
@@ -56,6 +58,7 @@ struct machine {
   const shim_kernel *kernel;
   const void *parameters;
   float *shared;
+  uint32_t random; /* never 0 */
 } m;
 
 std::mutex running; /* the machine */
@@ -141,27 +144,55 @@ void release(int first, int end, state at, const char *divergence) {
     m.fibers[i].at = READY;
 }
 
+/* The same numbers in every run of a program, others for every block. */
+uint32_t draw() {
+  m.random ^= m.random << 13;
+  m.random ^= m.random >> 17;
+  return m.random ^= m.random << 5;
+}
+
+/* The threads of a warp that can go on, each once, in an order of which any may be the first and the last. */
+void run_warp(int warp) {
+  int start = (int)(draw() % WARP), step = draw() % 2 ? 1 : WARP - 1;
+  if (draw() % 2)
+    step = (int)(draw() % WARP) | 1;
+  for (int i = 0; i < WARP; i++) {
+    int thread = warp * WARP + (start + i * step) % WARP;
+    if (m.fibers[thread].at == READY)
+      resume(thread);
+  }
+  release(warp * WARP, (warp + 1) * WARP, AT_WARP, "a warp's threads meet at different places");
+}
+
+bool ready(int warp) {
+  for (int i = 0; i < WARP; i++)
+    if (m.fibers[warp * WARP + i].at == READY)
+      return true;
+  return false;
+}
+
+/* In some blocks warps take turns, in others one runs until it has to wait for the others. */
 void run_block() {
+  int warps = m.threads / WARP, warp = 0;
   for (int i = 0; i < m.threads; i++)
     start(i);
-  for (bool forwards = true;; forwards = !forwards) { /* now the first thread is ahead, now the last */
-    int ran = 0, done = 0;
-    for (int i = 0; i < m.threads; i++) {
-      int thread = forwards ? i : m.threads - 1 - i;
-      if (m.fibers[thread].at == READY) {
-        resume(thread);
-        ran++;
-      }
+  for (bool greedy = draw() % 2;;) {
+    int tried = 0;
+    if (!greedy || !ready(warp))
+      for (warp = (int)(draw() % (unsigned)warps); tried < warps && !ready(warp); tried++)
+        warp = (warp + 1) % warps;
+    if (tried < warps) {
+      run_warp(warp);
+      continue;
     }
+    int done = 0;
     for (int i = 0; i < m.threads; i++)
       done += m.fibers[i].at == DONE;
     if (done == m.threads)
       return;
-    if (ran == 0)
-      stop("threads wait for one another", me().site);
-    for (int warp = 0; warp < m.threads; warp += WARP)
-      release(warp, warp + WARP, AT_WARP, "a warp's threads meet at different places");
     release(0, m.threads, AT_BLOCK, "a block's threads meet at different places");
+    if (!ready(warp))
+      stop("threads wait for one another", me().site);
   }
 }
 
@@ -173,6 +204,7 @@ void launch(const shim_kernel *kernel, const cudaLaunchConfig_t &config, const v
   m.shared = config.dynamicSmemBytes ? (float *)std::aligned_alloc(16, config.dynamicSmemBytes) : nullptr;
   for (unsigned block = 0; block < config.gridDim.x; block++) {
     blockIdx = {block, 0, 0};
+    m.random = (m.random + block) * 2654435769u | 1;
     if (m.shared)
       std::memset((void *)m.shared, 0xff, config.dynamicSmemBytes); /* NaN */
     run_block();
@@ -229,8 +261,9 @@ long number(const char *variable, long otherwise) {
   return text ? std::atol(text) : otherwise;
 }
 
-std::mutex memory; /* guards the map */
+std::mutex memory; /* guards the maps */
 std::map<void *, std::pair<int, size_t>> blocks;
+std::map<std::pair<const void *, int>, size_t> allowed_shared; /* of a kernel on a device */
 
 size_t used(int device) {
   size_t sum = 0;
@@ -410,14 +443,26 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) 
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute, int value) {
-  return answer(kernel && value <= MOST_SHARED ? cudaSuccess : cudaErrorInvalidValue);
+  if (!kernel || value < 0 || (size_t)value > MOST_SHARED)
+    return answer(cudaErrorInvalidValue);
+  std::lock_guard<std::mutex> lock(memory);
+  allowed_shared[{kernel, current_device}] = (size_t)value;
+  return cudaSuccess;
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *address, void **parameters) {
   const shim_kernel *kernel = (const shim_kernel *)address;
   bool fits = config->blockDim.x && config->blockDim.x <= MAX_THREADS && config->blockDim.x % WARP == 0;
-  if (!kernel || !fits || config->gridDim.x == 0 || config->dynamicSmemBytes > MOST_SHARED)
+  if (!kernel || !fits || config->gridDim.x == 0 || config->gridDim.x > INT32_MAX || kernel->size > MOST_PARAMETERS)
     return answer(cudaErrorInvalidValue);
+  if (config->stream && config->stream->device != current_device)
+    return answer(cudaErrorInvalidResourceHandle);
+  {
+    std::lock_guard<std::mutex> lock(memory);
+    auto allowed = allowed_shared.find({kernel, current_device});
+    if (config->dynamicSmemBytes > (allowed == allowed_shared.end() ? FREE_SHARED : allowed->second))
+      return answer(cudaErrorInvalidValue);
+  }
   if (!config->stream || !config->stream->capture) {
     launch(kernel, *config, parameters[0]);
     return cudaSuccess;

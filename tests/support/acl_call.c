@@ -96,7 +96,7 @@ void call_remake(call_tensor *t) {
   if (t->handle)
     assert_int_equal(aclDestroyTensor(t->handle), ACLNN_SUCCESS);
   t->handle = aclCreateTensor(t->shape, (uint64_t)t->rank, t->dtype, t->stride, t->offset, t->format, &t->storage, 1,
-                              t->address ? t->address : t->memory);
+                              t->memory);
   assert_non_null(t->handle);
 }
 
@@ -177,27 +177,40 @@ static void run_here(const acl_call *call) {
     assert_int_equal(aclrtFree(workspace), ACL_SUCCESS);
 }
 
-/* On the device with copies of the tensors. */
+/* The first operand with this one's memory. */
+static int owner(const acl_call *call, int i) {
+  for (int k = 0; k < i; k++)
+    if (call->tensors[k].given && call->tensors[k].memory == call->tensors[i].memory)
+      return k;
+  return i;
+}
+
+/* On the device with a copy of each piece of memory, which handles that share one share there, too. */
 static void run_there(const acl_call *call) {
-  acl_call copy = *call;
   device_block blocks[NR_MAX_OPERANDS];
-  for (int i = 0; i < copy.op->num_operands; i++) {
-    call_tensor *t = &copy.tensors[i];
-    if (!t->given)
-      continue;
-    blocks[i] = device_copy_of(t->memory, call_bytes(t));
-    t->address = blocks[i].data;
-    t->handle = NULL;
-    call_remake(t);
+  void *here[NR_MAX_OPERANDS];
+  int count = call->op->num_operands;
+  for (int i = 0; i < count; i++)
+    if (call->tensors[i].given && owner(call, i) == i)
+      blocks[i] = device_copy_of(call->tensors[i].memory, call_bytes(&call->tensors[i]));
+  for (int i = 0; i < count; i++) {
+    here[i] = NULL;
+    if (!call->tensors[i].given || aclGetRawTensorAddr(call->tensors[i].handle, &here[i]) != ACLNN_SUCCESS || !here[i])
+      continue; /* a test may have made it none */
+    for (int k = 0; k < count; k++)
+      if (call->tensors[k].given && owner(call, k) == k && here[i] == call->tensors[k].memory)
+        assert_int_equal(aclSetRawTensorAddr(call->tensors[i].handle, blocks[k].data), ACLNN_SUCCESS);
   }
-  run_here(&copy);
-  for (int i = 0; i < copy.op->num_operands; i++) {
-    call_tensor *t = &copy.tensors[i];
-    if (!t->given)
+  run_here(call);
+  for (int i = 0; i < count; i++) {
+    if (!call->tensors[i].given)
       continue;
-    device_read(t->memory, &blocks[i]);
-    device_free(&blocks[i]);
-    assert_int_equal(aclDestroyTensor(t->handle), ACLNN_SUCCESS);
+    if (here[i])
+      assert_int_equal(aclSetRawTensorAddr(call->tensors[i].handle, here[i]), ACLNN_SUCCESS);
+    if (owner(call, i) == i) {
+      device_read(call->tensors[i].memory, &blocks[i]);
+      device_free(&blocks[i]);
+    }
   }
 }
 

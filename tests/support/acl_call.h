@@ -18,7 +18,6 @@ typedef struct call_tensor {
   int64_t storage;                                     /* elements */
   unsigned char *memory;                               /* guarded */
   unsigned char *before;                               /* what was in it */
-  void *address;                                       /* what the handle is made with; NULL: memory */
   aclTensor *handle;
 } call_tensor;
 
