@@ -673,7 +673,7 @@ _LINEAR = "has linear attention, and an activation between norm and rope"
 _NO_NORM = "has no norms"
 REASONS: dict[str, str] = {
     **dict.fromkeys(("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0"), _PLAIN),
-    **dict.fromkeys(("WanAnimateFaceBlockAttnProcessor", "PixArtAttnProcessor", "SanaAttnProcessor2_0"), _PLAIN),
+    **dict.fromkeys(("WanAnimateFaceBlockAttnProcessor", "SanaAttnProcessor2_0"), _PLAIN),
     **dict.fromkeys(("CosmosAttnProcessor2_5", "SanaWMCrossAttnProcessor", "AnyFlowCrossAttnProcessor"), _PLAIN),
     **dict.fromkeys(("FluxIPAdapterAttnProcessor", "SD3IPAdapterJointAttnProcessor2_0"), _IP_ADAPTER),
     **dict.fromkeys(("FusedJointAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0"), _PACKED),

@@ -12,6 +12,7 @@ import gc
 import io
 import math
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -125,6 +126,15 @@ def test_every_processor_is_in_the_zoo() -> None:
     models = [zoo.make(name)[0] for name in FAMILIES]
     found = {type(m.processor).__name__ for model in models for m in model.modules() if hasattr(m, "processor")}
     assert normrope.diffusers.FAMILIES.keys() <= found
+
+
+def test_reasons_are_of_processors_that_exist() -> None:
+    """And have no counterpart."""
+    sources = pathlib.Path(diffusers.__file__).parent.glob("models/**/*.py")
+    existing = set(re.findall(r"^class (\w+)", "\n".join(file.read_text() for file in sources), re.MULTILINE))
+    assert normrope.diffusers.REASONS.keys() <= existing
+    assert normrope.diffusers.FAMILIES.keys() <= existing
+    assert not normrope.diffusers.REASONS.keys() & normrope.diffusers.FAMILIES.keys()
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
