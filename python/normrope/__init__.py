@@ -24,4 +24,5 @@ def __getattr__(name: str) -> object:
     """normrope.diffusers, which imports diffusers, when it is first asked for."""
     if name == "diffusers":
         return _import_module("normrope.diffusers")
-    raise AttributeError(f"module 'normrope' has no attribute {name!r}")
+    needs = ", which needs PyTorch" if name in ("distributed", "nn", "tables") else ""
+    raise AttributeError(f"module 'normrope' has no attribute {name!r}{needs}")

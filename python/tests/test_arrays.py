@@ -120,6 +120,10 @@ assert joined[0].shape == (1, 3, 2, 8), joined[0].shape
 assert abs((joined[0] ** 2).mean() - 1) < 1e-3
 assert pull(joined[0])["segment0.x"].shape == x.shape
 assert not hasattr(normrope, "nn") and "torch" not in sys.modules
+try:
+    normrope.tables
+except AttributeError as error:
+    assert str(error).endswith("has no attribute 'tables', which needs PyTorch"), error
 assert normrope.explain(x, None).startswith("backend: CPU")
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
