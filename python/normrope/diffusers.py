@@ -44,9 +44,11 @@ __all__ = ["FAMILIES", "Family", "Report", "patch", "report", "unpatch"]
 
 IMAGE_FIRST, TEXT_FIRST = 0, 1  # the order of the joined sequence, as the operator numbers it
 
+CACHED = "a call that keeps keys and values for later ones, or uses such"  # why it is left to diffusers
+
 Rows = tuple[Tensor, tuple[int, int] | None]  # x and heads of a normrope.Segment
 Stream = tuple[Rows, ...]  # query, key, value
-Tables = tuple[Tensor, Tensor]  # cos and sin: [R, D]
+Tables = tuple[Tensor, Tensor]  # cos and sin: [R, D], [B, R, D] or [B, R, N, D]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,12 @@ class Family:
     pattern: type[Processor]
     order: int = IMAGE_FIRST
     rope: str = "none"  # joined: the tables are for all rows; image: for those of the image
+    pairs: str = "interleaved"  # which channels turn together, as normrope.Segment's rope
     alone: str = "declined"  # without text: bare is what attention gives, projected goes through to_out
     packed: bool = False  # whether it takes the projections of fuse_qkv_projections(), where a module has them
-    mask: str = "declined"  # an attention mask: obeyed, ignored, or of the text and meant for pairs of tokens
+    mask: str = "declined"  # obeyed, ignored, for pairs of tokens though of the text, or by the module's preparation
+    split_text: bool = False  # whether context parallelism splits the text of cross-attention, too
+    dispatched: bool = False  # attention is of the backend in force, though the processor has none of its own
 
 
 def _objection_to_norm(module: nn.Module | None) -> str | None:
@@ -107,10 +112,18 @@ class _Last:
     """The last result of a function of tensors, kept while those very tensors live and are not written to.
 
     The layers of a model are handed the same tables: what the first of them makes of them serves all.
+
+    Attributes:
+        entry: the tensors, their versions and the result.
+        classes: of the processors that share this, by what `_patched` makes them for.
     """
 
     def __init__(self) -> None:
         self.entry: tuple[list[weakref.ref], list[int | None], Any] = ([], [], None)
+        self.classes: dict[tuple[type, Any], Callable[[Any], Processor]] = {}
+
+    def __reduce__(self) -> tuple:
+        return _Last, ()  # copies and pickles of a model share one of their own, with nothing in it
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if torch.compiler.is_compiling():  # which sees by itself what is computed twice
@@ -148,7 +161,11 @@ class Processor:
 
     def __deepcopy__(self, memo: dict) -> Processor:
         # A process group is no part of the model, and cannot be copied.
-        return type(self)(copy.deepcopy(self.original, memo), self.family, self.group, _Last())
+        original, last = copy.deepcopy((self.original, self.last), memo)
+        return _patched(original, self.family, self.group, last)
+
+    def __reduce__(self) -> tuple:
+        return _patched, (self.original, self.family, self.group, self.last)
 
     # model.set_attention_backend() and model.enable_parallelism() set these, of processors that have them.
     _attention_backend = _of_original("_attention_backend")
@@ -167,16 +184,24 @@ class Processor:
     def attend(self, rows: tuple[Tensor, ...], mask: Tensor | None = None, **options: Any) -> Tensor:
         """Attention of query, key and value [B, S, N, D], computed as `original` has it computed: [B, S, N * D]."""
         query, key, value = rows
-        if hasattr(self.original, "_attention_backend"):
+        if self.family.dispatched:
+            result = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
+        elif hasattr(self.original, "_attention_backend"):
             options = {"backend": self._attention_backend, "parallel_config": self._parallel_config} | options
             result = dispatch_attention_fn(query, key, value, attn_mask=mask, **options)
         else:
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-            result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+            result = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options).transpose(1, 2)
         return result.flatten(2, 3).to(query.dtype)
 
     def step(
-        self, attn: Any, image: Stream, text: Stream | None, tables: Tables | None, position: int | None = None
+        self,
+        attn: Any,
+        image: Stream,
+        text: Stream | None,
+        tables: Tables | None,
+        position: int | None = None,
+        turned: tuple[str, ...] = ("query", "key"),
     ) -> tuple[Tensor, ...]:
         """Norms, rope and joining: query, key and value [B, S, N, D].
 
@@ -187,8 +212,9 @@ class Processor:
             tables: None for no rope.
             position: the tables' row for the image's first row, and text has no rope. None: the tables are for the
                 joined sequence.
+            turned: what the rope is for.
         """
-        rope = {} if tables is None else {"rope": "interleaved", "cos": tables[0], "sin": tables[1]}
+        rope = {} if tables is None else {"rope": self.family.pairs, "cos": tables[0], "sin": tables[1]}
         streams = [
             ("", image, "norm_", rope and rope | {"rope_position": position}),
             ("encoder_", text, "norm_added_", rope if position is None else {}),
@@ -198,7 +224,8 @@ class Processor:
             for prefix, stream, norms, turn in streams[:: 1 if self.family.order == IMAGE_FIRST else -1]:
                 if stream is not None:
                     x, heads = stream[i]
-                    options = _norm(getattr(attn, norms + norm, None), x.shape[-1]) | turn if norm else {}
+                    options = _norm(getattr(attn, norms + norm, None), x.shape[-1]) if norm else {}
+                    options |= turn if projection in turned else {}
                     segments.append(Segment(x, projection, heads, name=prefix + projection, **options))
         # In memory heads come before positions, which PyTorch's attention reads faster.
         return tuple(x.transpose(1, 2) for x in norm_rope(segments, layout="BNSD", group=self.group))
@@ -222,6 +249,24 @@ def _out(attn: Any, hidden_states: Tensor) -> Tensor:
     for module in getattr(attn, "to_out", None) or ():
         hidden_states = module(hidden_states)
     return hidden_states
+
+
+def _patched(original: Any, family: Family, group: dist.ProcessGroup | None, last: _Last) -> Processor:
+    """What serves an attention module in the place of `original`.
+
+    Its class can be called without arguments for another of a new `original`: loaders of diffusers take the class of a
+    processor, and call it.
+    """
+    kind = type(original)
+    if (kind, group) not in last.classes:
+
+        class Patched(family.pattern):  # type: ignore[misc, name-defined]
+            def __init__(self, original: Any = None) -> None:
+                super().__init__(kind() if original is None else original, family, group, last)
+
+        Patched.__name__ = Patched.__qualname__ = family.pattern.__name__
+        last.classes[kind, group] = Patched
+    return last.classes[kind, group](original)
 
 
 class TwoStreams(Processor):
@@ -299,6 +344,29 @@ class JointProcessor(TwoStreams):
         return self.joint(attn, hidden_states, text, mask, image_rotary_emb)
 
 
+class CachingProcessor(JointProcessor):
+    """Two streams. Calls that keep keys and values for later ones, or use such, are left to `original`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tables | None = None,
+        kv_cache: Any = None,
+        kv_cache_mode: str | None = None,
+        num_ref_tokens: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As `original`."""
+        arguments = attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+        if kv_cache_mode is None and getattr(kv_cache, "mode", None) in (None, "skip"):
+            return super().__call__(*arguments)
+        self.serves(attn, CACHED)
+        cache = {"kv_cache": kv_cache, "kv_cache_mode": kv_cache_mode, "num_ref_tokens": num_ref_tokens}
+        return self.original(*arguments, **{name: value for name, value in cache.items() if value})
+
+
 def _pairs(mask: Tensor, image_length: int) -> Tensor:
     """A mask of the text behind the image [B, S_text], as one of the queries and keys that both are real."""
     real = F.pad(mask.bool(), (image_length, 0), value=True)
@@ -364,6 +432,155 @@ class ParallelProcessor(Processor):
         return attn.to_out(torch.cat([output, attn.mlp_act_fn(mlp)], dim=-1))
 
 
+class OneStream(Processor):
+    """One stream that attends to itself or, without joining, to another one. It has a mask of its keys."""
+
+    def single(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        source: Tensor | None,
+        mask: Tensor | None,
+        rotary: Any,
+        **options: Any,
+    ) -> Tensor:
+        """Attention of one stream to `source`, or to itself."""
+        crossed = source is not None and source is not hidden_states
+        source = hidden_states if source is None else source
+        streams = _heads(attn, attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+        turned = ("query",) if crossed else ("query", "key")
+        tables = self.tables(attn, rotary, hidden_states.dtype)
+        query, key, value = self.step(attn, streams, None, tables, turned=turned)
+        if groups := query.shape[2] // key.shape[2] - 1:  # what attention takes with every backend and mask
+            key, value = (x.repeat_interleave(groups + 1, dim=2) for x in (key, value))
+        return _out(attn, self.attend((query, key, value), self.mask(attn, mask, source), **options))
+
+    def mask(self, attn: Any, mask: Tensor | None, source: Tensor) -> Tensor | None:
+        """The mask as attention takes it."""
+        if mask is not None and self.family.mask == "prepared":
+            mask = attn.prepare_attention_mask(mask, source.shape[1], source.shape[0])
+            return mask.view(source.shape[0], attn.heads, -1, mask.shape[-1])
+        return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+
+    def tables(self, attn: Any, rotary: Any, dtype: torch.dtype) -> Tables | None:
+        """Cos and sin of what the model hands over for them: real, of all heads or of each, or complex."""
+        if rotary is None:
+            return None
+        if isinstance(rotary, Tensor):
+            return self.last(from_complex if dtype == torch.float64 else _single_tables, rotary)
+        return tuple(x.unflatten(-1, (attn.heads, -1)) for x in rotary) if rotary[0].ndim == 3 else rotary
+
+
+def _single_tables(table: Tensor) -> Tables:
+    """Cos and sin in float32, of a complex table of that precision or twice that."""
+    return from_complex(table.to(torch.complex64))
+
+
+class SingleProcessor(OneStream):
+    """One stream, whose rope is for self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor:
+        """As `original`."""
+        arguments = attn, hidden_states, encoder_hidden_states, attention_mask
+        crossed = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
+        declined = crossed and image_rotary_emb is not None
+        if not self.serves(attn, "a call with rope of another stream" if declined else None):
+            return self.original(*arguments, image_rotary_emb=image_rotary_emb)
+        return self.single(*arguments, image_rotary_emb)
+
+
+class FreqsProcessor(OneStream):
+    """One stream that attends to itself; its tables have another name."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        freqs_cis: Tensor | None = None,
+    ) -> Tensor:
+        """As `original`."""
+        if not self.serves(attn):
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, freqs_cis)
+        return self.single(attn, hidden_states, None, attention_mask, freqs_cis)
+
+
+class LuminaProcessor(OneStream):
+    """One stream that attends to itself, with fewer heads of keys and attention scaled by the length."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tensor | None = None,
+        base_sequence_length: int | None = None,
+    ) -> Tensor:
+        """As `original`."""
+        declined = encoder_hidden_states is not hidden_states
+        arguments = attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+        if not self.serves(attn, "a call with rope of another stream" if declined else None):
+            return self.original(*arguments, base_sequence_length)
+        scale = attn.scale
+        if base_sequence_length is not None:
+            scale *= math.sqrt(math.log(hidden_states.shape[1], base_sequence_length))
+        mask = None if attention_mask is None else attention_mask.bool()
+        return self.single(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb, scale=scale)
+
+
+class HunyuanDiTProcessor(OneStream):
+    """One stream that attends to itself or to a text; its queries turn in both."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        image_rotary_emb: Tables | None = None,
+    ) -> Tensor:
+        """As `original`."""
+        arguments = attn, hidden_states, encoder_hidden_states, attention_mask
+        plain = attn.spatial_norm is None and attn.group_norm is None and not attn.norm_cross
+        plain = plain and not attn.residual_connection and attn.rescale_output_factor == 1
+        plain = plain and hidden_states.ndim == 3 and attn.is_cross_attention == (encoder_hidden_states is not None)
+        if not self.serves(attn, None if plain else "a call with more than norms and rope"):
+            return self.original(*arguments, temb, image_rotary_emb)
+        return self.single(*arguments, image_rotary_emb)
+
+
+class CachingParallelProcessor(ParallelProcessor):
+    """One stream beside the MLP. Calls that keep keys and values, or use such, are left to `original`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tables | None = None,
+        kv_cache: Any = None,
+        kv_cache_mode: str | None = None,
+        num_txt_tokens: int = 0,
+        num_ref_tokens: int = 0,
+    ) -> Tensor:
+        """As `original`."""
+        arguments = attn, hidden_states, attention_mask, image_rotary_emb
+        if kv_cache_mode is None:
+            return super().__call__(*arguments)
+        self.serves(attn, CACHED)
+        return self.original(*arguments, kv_cache, kv_cache_mode, num_txt_tokens, num_ref_tokens)
+
+
 def _paired_tables(cos: Tensor, sin: Tensor) -> Tables:
     """Tables [1, S, 1, D] of which a pair takes cos from its first entry and sin from its second, as [S, D]."""
     return from_half(cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
@@ -391,7 +608,8 @@ class WanProcessor(Processor):
             image, text = text[:, :image_length], text[:, image_length:]
         tables = None if rotary_emb is None else self.last(_paired_tables, *rotary_emb)
         rows = self.step(attn, self.project(attn, hidden_states, text), None, tables)
-        options = {} if text is None else {"parallel_config": None}  # keys and values of the text are not split
+        # Where keys and values of the text are not split.
+        options = {} if text is None or self.family.split_text else {"parallel_config": None}
         output = self.attend(rows, attention_mask, **options)
         if image is not None:
             output = output + self.attend((rows[0], *self.keys_of_image(attn, image)), **options)
@@ -427,15 +645,51 @@ FAMILIES: dict[str, Family] = {
     "OvisImageAttnProcessor": _FLUX,
     "Flux2AttnProcessor": dataclasses.replace(_FLUX, alone="projected"),
     "Flux2ParallelSelfAttnProcessor": Family(ParallelProcessor),
+    "Flux2KVAttnProcessor": dataclasses.replace(_FLUX, pattern=CachingProcessor, alone="projected"),
+    "Flux2KVParallelSelfAttnProcessor": Family(CachingParallelProcessor),
     "QwenDoubleStreamAttnProcessor2_0": Family(QwenProcessor, order=TEXT_FIRST, rope="joined"),
     "HunyuanVideoAttnProcessor2_0": _HUNYUAN,
     "HunyuanVideo15AttnProcessor2_0": dataclasses.replace(_HUNYUAN, mask="pairs"),
     "HunyuanImageAttnProcessor": _HUNYUAN,
+    "MotifVideoAttnProcessor2_0": dataclasses.replace(_HUNYUAN, alone="projected"),
     "JointAttnProcessor2_0": Family(JointProcessor, order=IMAGE_FIRST, alone="projected", mask="ignored"),  # SD3.5
+    "AuraFlowAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, alone="projected", mask="ignored"),
     "CogVideoXAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image"),
-    "WanAttnProcessor": Family(WanProcessor),  # Wan, VACE, ChronoEdit
+    "EasyAnimateAttnProcessor2_0": Family(JointProcessor, order=TEXT_FIRST, rope="image", mask="obeyed"),
+    "CogView4AttnProcessor": Family(JointProcessor, order=TEXT_FIRST, rope="image", pairs="half"),
+    "GlmImageAttnProcessor": Family(CachingProcessor, order=TEXT_FIRST, rope="image", pairs="half"),
+    "WanAttnProcessor": Family(WanProcessor),  # Wan, VACE, Animate, ChronoEdit
+    "SkyReelsV2AttnProcessor": Family(WanProcessor, split_text=True),
+    "LTXVideoAttnProcessor": Family(SingleProcessor, mask="prepared"),
+    "CosmosAttnProcessor2_0": Family(SingleProcessor, pairs="half", dispatched=True),
+    "HunyuanAttnProcessor2_0": Family(HunyuanDiTProcessor, mask="prepared"),
+    "ZSingleStreamAttnProcessor": Family(FreqsProcessor),
+    "Lumina2AttnProcessor2_0": Family(LuminaProcessor),
 }
 """The processors of diffusers that have a counterpart here, by name of their class."""
+
+_PACKED = "reads packed projections: patch before fuse_qkv_projections(), and again after unfuse_qkv_projections()"
+_IP_ADAPTER = "has weights of its own and attends to another image with queries from between norm and rope"
+_PERTURBED = "attends twice, for perturbed attention guidance"
+_PLAIN = "has no rope and joins nothing"
+_LINEAR = "has linear attention, and an activation between norm and rope"
+_NO_NORM = "has no norms"
+REASONS: dict[str, str] = {
+    **dict.fromkeys(("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0"), _PLAIN),
+    **dict.fromkeys(("WanAnimateFaceBlockAttnProcessor", "SanaAttnProcessor2_0"), _PLAIN),
+    **dict.fromkeys(("CosmosAttnProcessor2_5", "SanaWMCrossAttnProcessor", "AnyFlowCrossAttnProcessor"), _PLAIN),
+    **dict.fromkeys(("FluxIPAdapterAttnProcessor", "SD3IPAdapterJointAttnProcessor2_0"), _IP_ADAPTER),
+    **dict.fromkeys(("FusedJointAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0"), _PACKED),
+    **dict.fromkeys(("FusedAuraFlowAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0"), _PACKED),
+    **dict.fromkeys(("PAGJointAttnProcessor2_0", "PAGCFGJointAttnProcessor2_0"), _PERTURBED),
+    **dict.fromkeys(("PAGHunyuanAttnProcessor2_0", "PAGCFGHunyuanAttnProcessor2_0"), _PERTURBED),
+    **dict.fromkeys(("SanaLinearAttnProcessor2_0", "SanaLinearAttnProcessor3_0"), _LINEAR),
+    **dict.fromkeys(("OmniGenAttnProcessor2_0", "AllegroAttnProcessor2_0"), _NO_NORM),
+    "Kandinsky5AttnProcessor": "rounds to bfloat16 within its rope, whatever the model's dtype",
+    "MochiAttnProcessor2_0": "joins each sample by itself, at the length of its text",
+    "CogView4TrainingAttnProcessor": "packs samples of many lengths into one",
+}
+"""Why others have none, of those that somebody has looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,11 +739,12 @@ def patch(model: nn.Module, *, group: dist.ProcessGroup | None = None) -> Report
     """
     last = _Last()
     for _, attn in _attention_modules(model):
-        if isinstance(attn.processor, Processor):
-            attn.processor.group = group
+        old = attn.processor
+        if isinstance(old, Processor):
+            if old.group is not group:
+                attn.set_processor(_patched(old.original, old.family, group, old.last))
         elif _objection_to_attention(attn) is None:
-            family = FAMILIES[type(attn.processor).__name__]
-            attn.set_processor(family.pattern(attn.processor, family, group, last))
+            attn.set_processor(_patched(old, FAMILIES[type(old).__name__], group, last))
     result = report(model)
     if not result.patched:
         known = ", ".join(FAMILIES)
@@ -536,7 +791,12 @@ def _objection_to_attention(attn: Any) -> str | None:
     kind = type(attn.processor)
     family = FAMILIES.get(kind.__name__)
     if family is None or not kind.__module__.startswith("diffusers."):
-        return f"the processor {kind.__name__} is not known"
+        reason = (
+            REASONS.get(kind.__name__, "is not known") if kind.__module__.startswith("diffusers.") else "is not known"
+        )
+        return f"the processor {kind.__name__} {reason}"
     if family.pattern is JointProcessor and family.rope == "none" and getattr(attn, "norm_q", None) is None:
         return "there is neither norm nor rope"
+    if getattr(attn, "scale_qk", True) is False:
+        return "attention is not scaled"
     return _objection_to_norms(attn)

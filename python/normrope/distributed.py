@@ -3,7 +3,8 @@
 Where the ranks of a group hold different tokens or different heads of one step, each computes a share of the gradients
 of the weights and biases that all of them have, and the gradient is the sum of the shares. `group=` makes that sum: the
 shares are float32, travel in one all-reduce for all parameters of a call, and are rounded to the parameters' dtype
-once, after the sum. Gradients of tables are not summed.
+once, after the sum. Gradients of tables are not: a rank's tables may have rows of its own. Models that learn them call
+`sum_gradients` for what they make them of.
 
 Order of the sum: within a rank as always (docs/numerics.md), over the ranks as the group's all-reduce adds float32.
 With gloo that follows from the number of ranks and of elements, and every rank is handed the same bits; other backends

@@ -36,6 +36,7 @@ class NormRopeConcat(nn.Module):
         added: whether the text stream has weights.
         shared: the text stream uses the image's weights.
         eps: added to the variance or mean square.
+        eps_added: of the text stream; default: the same.
         rope: "none", "interleaved" (the default), "half", or the even width of a pairing block.
         order: who comes first in the joined sequence: "image_first" or "text_first".
         scope: what statistics run over: "head" or "all_heads".
@@ -59,6 +60,7 @@ class NormRopeConcat(nn.Module):
         added: bool = True,
         shared: bool = False,
         eps: float = 1e-6,
+        eps_added: float | None = None,
         rope: Rope = "interleaved",
         order: Order = "image_first",
         scope: Scope = "head",
@@ -78,8 +80,9 @@ class NormRopeConcat(nn.Module):
             ("layout", layout, _spec.LAYOUTS),
         ):
             _spec.choice(name, word, allowed)
-        eps = _spec.eps_value("eps", eps)
-        self.eps, self.rope, self.order, self.scope = eps, rope, order, scope
+        self.eps = _spec.eps_value("eps", eps)
+        self.eps_added = self.eps if eps_added is None else _spec.eps_value("eps_added", eps_added)
+        self.rope, self.order, self.scope = rope, order, scope
         self.rope_on, self.layout, self.shared = rope_on, layout, shared
         sizes = {"query": dim, "key": dim}
         if scope == "all_heads":
@@ -111,17 +114,23 @@ class NormRopeConcat(nn.Module):
             norm_key: of image keys.
             norm_added_query: of text queries; None: as `shared` in the options says.
             norm_added_key: of text keys.
-            options: those of the class but dim, norm, norm_added and added; eps is read from norm_query where it has
-                one.
+            options: those of the class but norm, norm_added and added; dim is read from norm_query's weight, and eps
+                and eps_added from the norms, unless they are given.
+
+        Raises:
+            ValueError: a norm is no LayerNorm or RMSNorm, or queries' and keys' are not alike; there is no eps to read.
         """
         given = {"query": norm_query, "key": norm_key, "added_query": norm_added_query, "added_key": norm_added_key}
         kinds = {name: _kind(name, module) for name, module in given.items() if module is not None}
         for name, other in (("key", "query"), ("added_key", "added_query")):
             if name in kinds and kinds[name] != kinds.get(other):
                 raise ValueError(f"norm_{name}: {kinds[name]}, expected {kinds.get(other)} as norm_{other}")
-        eps = getattr(norm_query, "eps", None) or getattr(norm_query, "variance_epsilon", None)
-        if eps is not None:
-            options.setdefault("eps", float(eps))
+        for option, name in (("eps", "query"), ("eps_added", "added_query")):
+            if option not in options and name in kinds:
+                options[option] = _eps(name, given[name])
+                other = name.replace("query", "key")
+                if (found := _eps(other, given[other])) != options[option]:
+                    raise ValueError(f"norm_{other}: eps {found}, expected {options[option]} as norm_{name}'s")
         weight = getattr(norm_query, "weight", None)
         if "dim" not in options:
             if weight is None:
@@ -181,6 +190,7 @@ class NormRopeConcat(nn.Module):
             rope=self.rope,
             order=self.order,
             eps=self.eps,
+            eps_added=self.eps_added,
             scope=self.scope,
             rope_on=self.rope_on,
             layout=self.layout,
@@ -190,9 +200,19 @@ class NormRopeConcat(nn.Module):
     def extra_repr(self) -> str:
         """The options."""
         return (
-            f"norm={self.norm!r}, norm_added={self.norm_added!r}, eps={self.eps}, rope={self.rope!r}, "
-            f"order={self.order!r}, scope={self.scope!r}, rope_on={self.rope_on!r}, layout={self.layout!r}"
+            f"norm={self.norm!r}, norm_added={self.norm_added!r}, eps={self.eps}, eps_added={self.eps_added}, "
+            f"rope={self.rope!r}, order={self.order!r}, scope={self.scope!r}, rope_on={self.rope_on!r}, "
+            f"layout={self.layout!r}"
         )
+
+
+def _eps(name: str, module: nn.Module | None) -> float:
+    """What a norm adds to the variance or mean square."""
+    for attribute in ("eps", "variance_epsilon"):
+        eps = getattr(module, attribute, None)
+        if eps is not None:
+            return float(eps)
+    raise ValueError(f"norm_{name}: no eps, expected a number, there or as an option")
 
 
 def _kind(name: str, module: nn.Module) -> Norm:

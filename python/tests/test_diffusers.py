@@ -6,13 +6,18 @@ the same dtype does.
 
 from __future__ import annotations
 
+import collections
 import copy
 import gc
+import io
 import math
+import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import peft
@@ -25,7 +30,10 @@ import zoo
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of its own use of what it renamed
 
 FAMILIES = [name for name, row in zoo.ZOO.items() if row.patched]
-PATTERNS = ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v"]
+PATTERNS = [
+    *("flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v"),
+    *("cogview4", "hunyuan-dit", "ltx-video", "lumina2", "z-image"),
+]
 DTYPES = [torch.float32, torch.bfloat16]
 
 # A tensor's error is one draw of rounding errors, and the unpatched model's another. Of two draws one may exceed the
@@ -120,6 +128,15 @@ def test_every_processor_is_in_the_zoo() -> None:
     assert normrope.diffusers.FAMILIES.keys() <= found
 
 
+def test_reasons_are_of_processors_that_exist() -> None:
+    """And have no counterpart."""
+    sources = pathlib.Path(diffusers.__file__).parent.glob("models/**/*.py")
+    existing = set(re.findall(r"^class (\w+)", "\n".join(file.read_text() for file in sources), re.MULTILINE))
+    assert normrope.diffusers.REASONS.keys() <= existing
+    assert normrope.diffusers.FAMILIES.keys() <= existing
+    assert not normrope.diffusers.REASONS.keys() & normrope.diffusers.FAMILIES.keys()
+
+
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_report_counts_every_module(name: str) -> None:
     """What is patched, and what is not and why."""
@@ -142,11 +159,57 @@ def test_report_counts_every_module(name: str) -> None:
 def test_calls_are_served(name: str) -> None:
     """None of the zoo's calls is left to diffusers in silence or aloud."""
     model, inputs = zoo.make(name)
+    model.float()
     normrope.diffusers.patch(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "normrope")
-        model(**inputs)
+        model(**zoo.to(inputs, torch.float32))
     assert not normrope.diffusers.report(model).declined
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_is_asked_as_diffusers_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the shapes, backend and context parallelism of every call, by patched processors as by their originals."""
+    model, inputs = zoo.make(name)
+    model.float()
+    processors = [m.processor for m in model.modules() if hasattr(m, "processor")]
+    modules = {sys.modules[type(p).__module__] for p in processors} | {normrope.diffusers}
+    asked: list[tuple] = []
+    for module in modules:
+        if hasattr(module, "dispatch_attention_fn"):
+            dispatch = module.dispatch_attention_fn
+
+            def record(
+                q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attn_mask: object = None, **rest: Any
+            ) -> Any:
+                asked.append(
+                    (q.shape, k.shape, attn_mask is None, rest.pop("backend", 0), rest.pop("parallel_config", 0))
+                )
+                return dispatch(q, k, v, attn_mask=attn_mask, **rest)  # noqa: B023  # one and the same everywhere
+
+            monkeypatch.setattr(module, "dispatch_attention_fn", record)
+    for p in processors:
+        if hasattr(p, "_attention_backend"):
+            p._attention_backend, p._parallel_config = "a backend", "a configuration"
+    inputs = zoo.to(inputs, torch.float32)
+    model(**inputs)
+    expected = collections.Counter(asked)
+    asked.clear()
+    normrope.diffusers.patch(model)
+    model(**inputs)
+    assert collections.Counter(asked) == expected
+
+
+def test_lumina_scales_attention_by_length() -> None:
+    """Where it is asked to, which the model itself does not."""
+    attn = zoo.make("lumina2")[0].layers[0].attn
+    x = torch.randn(2, 5, attn.query_dim, dtype=torch.float64)
+    calls = [{}, {"base_sequence_length": 3}]
+    expected = [attn(x, encoder_hidden_states=x, **call) for call in calls]
+    normrope.diffusers.patch(attn)
+    for call, result in zip(calls, expected):
+        torch.testing.assert_close(attn(x, encoder_hidden_states=x, **call), result, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(*expected, rtol=1e-3)
 
 
 def train(name: str, dtype: torch.dtype, *, patched: bool, steps: int = 20) -> torch.Tensor:
@@ -256,7 +319,7 @@ def test_what_is_not_known_is_named() -> None:
         ValueError, match=r"nothing to patch in PixArtTransformer2DModel:\n  transformer_blocks.\*.attn1 \(1\)"
     ) as e:
         normrope.diffusers.patch(model)
-    assert "the processor AttnProcessor2_0 is not known" in str(e.value)
+    assert "the processor AttnProcessor2_0 has no rope and joins nothing" in str(e.value)
     assert "FluxAttnProcessor" in str(e.value)
     assert model.attn_processors == processors
     with pytest.raises(ValueError, match="it has no attention modules with processors"):
@@ -324,7 +387,13 @@ def test_norms_that_the_step_cannot_do_are_skipped(flux: tuple) -> None:
     assert "norm_k has eps None, expected a number" in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["flux", "hunyuan-video", "cogvideox-5b", "wan-i2v", "qwen-image"])
+CHECKPOINTED = [
+    *("flux", "flux2", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-i2v", "qwen-image"),
+    *("cogview4", "cosmos", "ltx-video", "lumina2"),
+]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
 def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
     """The step done again in the backward gives what it gave."""
     model, inputs = zoo.make(name)
@@ -336,7 +405,9 @@ def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
     assert_same_bits(run(model, fresh(inputs)), plain)
 
 
-@pytest.mark.parametrize("name", ["flux", "flux2", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-t2v"])
+@pytest.mark.parametrize(
+    "name", ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-t2v", "ltx-video"]
+)
 @pytest.mark.parametrize("first", ["patch", "adapter"])
 def test_lora(name: str, first: str) -> None:
     """An adapter on the projections, added before patching or after: frozen norms, gradients of the adapter alone."""
@@ -369,20 +440,20 @@ def test_models_inside_others_are_found(flux: tuple) -> None:
     wrapped(**inputs)
 
 
-@pytest.mark.parametrize("name", ["flux", "flux2", "wan-i2v"])
+@pytest.mark.parametrize("name", ["flux", "flux2", "wan-i2v", "skyreels-v2-i2v"])
 def test_fused_projections(name: str) -> None:
-    """model.fuse_qkv_projections() before and after patching."""
+    """model.fuse_qkv_projections() before and after patching; packed weights have their gradients."""
     model, inputs = zoo.make(name)
     model.float()
     inputs = zoo.to(inputs, torch.float32)
     model.fuse_qkv_projections()
-    expected = model(**inputs, return_dict=False)[0]
+    expected = run(copy.deepcopy(model), fresh(inputs))
+    assert any("qkv" in key for key in expected)
     normrope.diffusers.patch(model)
-    fused = model(**inputs, return_dict=False)[0]
+    assert_close(run(copy.deepcopy(model), fresh(inputs)), expected)
     model.unfuse_qkv_projections()
     unfused = model(**inputs, return_dict=False)[0]
-    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(unfused, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unfused, expected["output"], rtol=1e-4, atol=1e-4)
 
 
 def test_projections_that_were_fused_once_are_not_taken() -> None:
@@ -425,6 +496,111 @@ def test_a_copy_is_patched_for_itself(flux: tuple) -> None:
     torch.testing.assert_close(other(**inputs).sample, model(**inputs).sample, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_copies_share_tables_among_their_layers(how: str) -> None:
+    """But not with the model that they were made of."""
+    model, inputs = zoo.make("wan-t2v")
+    model.float()
+    normrope.diffusers.patch(model)
+    if how == "copied":
+        other = copy.deepcopy(model)
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        other = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    assert normrope.diffusers.report(other) == normrope.diffusers.report(model)
+    kept = [{id(p.last) for p in m.attn_processors.values()} for m in (model, other)]
+    assert [len(k) for k in kept] == [1, 1]
+    assert kept[0] != kept[1]
+    inputs = zoo.to(inputs, torch.float32)
+    assert_same_bits(run(other, fresh(inputs)), run(model, fresh(inputs)))
+
+
+def test_saved_models_are_diffusers_own(flux: tuple, tmp_path: pathlib.Path) -> None:
+    """What save_pretrained writes knows nothing of the patch."""
+    model, inputs = flux
+    plain = copy.deepcopy(model)
+    normrope.diffusers.patch(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).train()
+    assert not [p for p in loaded.attn_processors.values() if isinstance(p, normrope.diffusers.Processor)]
+    assert_same_bits(run(loaded, fresh(inputs)), run(plain, fresh(inputs)))
+
+
+def test_processors_go_through_diffusers_hands(flux: tuple) -> None:
+    """Read by attn_processors, set by set_attn_processor; and the dtype may change while patched."""
+    model, inputs = flux
+    report = normrope.diffusers.patch(model)
+    mine = model.attn_processors
+    model.set_attn_processor({name: type(processor.original)() for name, processor in mine.items()})
+    assert not normrope.diffusers.report(model).patched
+    model.set_attn_processor(mine)
+    assert normrope.diffusers.report(model) == report
+    expected = model(**inputs).sample.detach()
+    found = model.to(torch.bfloat16)(**zoo.to(zoo.make("flux")[1], torch.bfloat16)).sample
+    assert found.dtype == torch.bfloat16
+    assert rms(found.detach() - expected) < 0.03 * rms(expected)
+
+
+def test_ip_adapter(flux: tuple) -> None:
+    """Loaded into a patched model: diffusers makes new processors of the class of those that it finds."""
+    model, inputs = flux
+    torch.manual_seed(2)
+    inner, tokens = zoo.HEADS * zoo.DIM, 4
+    weights = {
+        "image_proj": {
+            "proj.weight": torch.randn(tokens * 12, 9),
+            "proj.bias": torch.randn(tokens * 12),
+            "norm.weight": torch.randn(12),
+            "norm.bias": torch.randn(12),
+        },
+        "ip_adapter": {
+            f"0.to_{projection}_ip.{parameter}": torch.randn(inner, *size)
+            for projection in "kv"
+            for parameter, size in (("weight", [12]), ("bias", []))
+        },
+    }
+    plain = copy.deepcopy(model)
+    report = normrope.diffusers.patch(model)
+    results = []
+    for m in (plain, model):
+        m._load_ip_adapter_weights([copy.deepcopy(weights)], low_cpu_mem_usage=False)
+        image = {"ip_adapter_image_embeds": [torch.ones(zoo.BATCH, 1, 9)]}
+        results.append(run(m, fresh(inputs | {"joint_attention_kwargs": image})))
+        results[-1].pop("transformer_blocks.0.attn.processor.to_k_ip.0.bias")  # nothing but rounding: softmax undoes it
+    assert any("to_k_ip" in key for key in results[0])
+    assert_close(*results)
+    assert list(normrope.diffusers.report(model).patched) == ["single_transformer_blocks.0.attn"]
+    assert "FluxIPAdapterAttnProcessor has weights of its own" in str(normrope.diffusers.patch(model))
+    # As unload_ip_adapter of the pipeline.
+    adapted = model.transformer_blocks[0].attn.processor
+    made = {name: type(p)() if p is not adapted else None for name, p in model.attn_processors.items()}
+    made["transformer_blocks.0.attn.processor"] = type(plain.single_transformer_blocks[0].attn.processor)()
+    model.set_attn_processor(made)
+    assert normrope.diffusers.patch(model) == report
+
+
+def test_a_cache_of_keys_is_diffusers_own() -> None:
+    """Calls of FLUX.2 that keep keys and values, and that use them, give what they gave, and say who served them."""
+    model, inputs = zoo.make("flux2-kv")
+    model.float()
+    plain = copy.deepcopy(model)
+    normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    results = []
+    for m in (plain, model):
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            output, cache = m(**inputs, return_dict=False, kv_cache_mode="extract", num_ref_tokens=6)
+            used = m(**inputs, return_dict=False, kv_cache=cache, kv_cache_mode="cached")[0]
+        assert (m is plain) == (not any("keeps keys and values" in str(w.message) for w in caught))
+        results.append((output, used))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(*results[1])
+    assert normrope.diffusers.report(model).declined.keys() == normrope.diffusers.report(model).patched.keys()
+
+
 @pytest.mark.parametrize("name", ["flux", "qwen-image"])
 def test_tables_are_made_once_and_never_stale(name: str) -> None:
     """Other positions in the next call give other results, in whatever memory the tables are."""
@@ -456,7 +632,9 @@ def test_layers_share_tables_and_keep_none(name: str, monkeypatch: pytest.Monkey
     assert [last.entry for last in processors.values()] == [([], [], None)]
 
 
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "hunyuan-video", "wan-t2v"])
+@pytest.mark.parametrize(
+    "name", ["flux", "flux2", "qwen-image", "hunyuan-video", "sd3.5", "cogvideox-5b", "wan-t2v", "cosmos"]
+)
 def test_compiles_as_one_graph(name: str) -> None:
     """Patched models are as compilable as they were, and keep their gradients."""
     model, inputs = zoo.make(name)

@@ -100,6 +100,21 @@ def split_by_diffusers() -> dict[str, torch.Tensor]:
     return found
 
 
+def learned(split: str, group: Any = None) -> torch.Tensor:
+    """Gradient of the angles that tables are made of, summed over the group; without one, of the problem whole."""
+    angles = (torch.arange((LENGTH + TEXT) * DIM // 2).view(-1, DIM // 2) % 7 / 3).requires_grad_()
+    summed = angles if group is None else normrope.distributed.sum_gradients(group, angles)[0]
+    tables = [f(summed).repeat_interleave(2, 1) for f in (torch.cos, torch.sin)]
+    given = problem(torch.float32) | dict(zip(("rope_cos", "rope_sin"), tables))
+    if group is not None:
+        given = part(given, split, dist.get_rank(group), dist.get_world_size(group))
+    streams = [given[name] for name in PROJECTIONS]
+    rope = {"rope": "interleaved", "rope_cos": given["rope_cos"], "rope_sin": given["rope_sin"]}
+    joined = normrope.norm_rope_concat(*streams, **rope, norm="rms", layout="BSND", group=group)
+    torch.autograd.backward(joined[:2], [given["grad_query"], given["grad_key"]])
+    return angles.grad
+
+
 def rank_main(rank: int, ranks: int, folder: str) -> None:
     """What each process does: every case, and the errors that take more than one process."""
     torch.set_num_threads(1)
@@ -119,6 +134,7 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     with pytest.raises(TypeError, match="expected None beside a weight that is a ndarray"):
         normrope.norm_rope([normrope.Segment(np.ones((1, 2, 1, 4)), weight=np.ones(4))], group=dist.group.WORLD)
     found["module"] = module(part(problem(torch.float32), "sequence", rank, ranks), dist.group.WORLD)
+    found["learned"] = {split: learned(split, dist.group.WORLD) for split in ("heads", "sequence")}
     if ranks == 2:  # what takes long
         wrap = partial(torch.compile, fullgraph=True, backend="aot_eager")
         found["compiled"] = compute(part(problem(torch.bfloat16), "sequence", rank, ranks), dist.group.WORLD, wrap)
@@ -217,6 +233,14 @@ def test_module(ranks: list[dict]) -> None:
     found = ranks[0]["module"]
     assert found["norm_query_weight"] is None
     torch.testing.assert_close(found["norm_key_weight"], whole["norm_key_weight"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", ["heads", "sequence"])
+def test_learned_tables(ranks: list[dict], split: str) -> None:
+    """`group` leaves tables alone; `sum_gradients` sums what they are made of, whichever rows a rank takes of them."""
+    whole = learned(split)
+    for found in ranks:
+        torch.testing.assert_close(found["learned"][split], whole, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

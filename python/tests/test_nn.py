@@ -78,22 +78,30 @@ def test_norm_over_all_heads() -> None:
 
 @pytest.mark.parametrize("make", [torch.nn.LayerNorm, torch.nn.RMSNorm])
 def test_around_norms_of_a_model(make: type) -> None:
-    norms = [make(D, eps=1e-5) for _ in range(4)]
+    norms = [make(D, eps=eps) for eps in (1e-5, 1e-5, 0.5, 0.5)]
     module = NormRopeConcat.from_norms(*norms, rope="none")
     assert module.norm_query_weight is norms[0].weight
     assert module.norm_added_key_weight is norms[3].weight
-    assert module.eps == 1e-5
+    assert (module.eps, module.eps_added) == (1e-5, 0.5)
+    assert NormRopeConcat.from_norms(*norms, eps=0.1, eps_added=0.2).eps_added == 0.2
     query, text = torch.randn(B, S, N, D), torch.randn(B, T, N, D)
     found, _, _ = module(query, query, None, text, text)
     expected = torch.cat([norms[0](query), norms[2](text)], 1).transpose(1, 2)
     torch.testing.assert_close(found, expected)
-    alone = NormRopeConcat.from_norms(make(N * D), make(N * D), scope="all_heads", heads=N, rope="none")
-    torch.testing.assert_close(
-        alone(query, query)[0].transpose(1, 2).flatten(2), make(N * D)(query.flatten(2)), rtol=1e-4, atol=1e-4
-    )
+    wide = make(N * D, eps=0.5)
+    alone = NormRopeConcat.from_norms(wide, wide, scope="all_heads", heads=N, rope="none")
+    torch.testing.assert_close(alone(query, query)[0].transpose(1, 2).flatten(2), wide(query.flatten(2)))
 
 
 def test_refused() -> None:
+    norms = [torch.nn.LayerNorm(D, eps=eps) for eps in (1e-5, 1e-6)]
+    with pytest.raises(ValueError, match="norm_key: eps 1e-06, expected 1e-05 as norm_query's"):
+        NormRopeConcat.from_norms(*norms)
+    with pytest.raises(ValueError, match="norm_added_key: eps 1e-06, expected 1e-05 as norm_added_query's"):
+        NormRopeConcat.from_norms(norms[0], norms[0], *norms)
+    # Of PyTorch's RMSNorm without a number eps follows the dtype of what it is called with.
+    with pytest.raises(ValueError, match="norm_query: no eps, expected a number, there or as an option"):
+        NormRopeConcat.from_norms(torch.nn.RMSNorm(D), torch.nn.RMSNorm(D))
     with pytest.raises(ValueError, match="norm_key: layer_affine, expected rms_affine as norm_query"):
         NormRopeConcat.from_norms(torch.nn.RMSNorm(D), torch.nn.LayerNorm(D))
     with pytest.raises(ValueError, match="norm_query: a Linear, expected a LayerNorm or an RMSNorm"):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import diffusers
 import torch
+from diffusers.models.transformers import transformer_flux2
 from torch.overrides import TorchFunctionMode
 
 BATCH, TEXT = 2, 5
@@ -81,6 +83,10 @@ def _chroma_inputs() -> dict:
 
 def _fibo_inputs() -> dict:
     return _flux_inputs(text_encoder_layers=[_noise(BATCH, TEXT, 7) for _ in range(2)])
+
+
+def _flux2() -> torch.nn.Module:
+    return _flux("Flux2Transformer2DModel", timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4))
 
 
 def _flux2_inputs() -> dict:
@@ -213,16 +219,18 @@ def _cogvideox_inputs(*, rope: bool = True) -> dict:
 
 def _wan(name: str = "WanTransformer3DModel", **options: object) -> torch.nn.Module:
     return getattr(diffusers, name)(
-        num_attention_heads=HEADS,
-        attention_head_dim=DIM,
-        in_channels=4,
-        out_channels=4,
-        text_dim=12,
-        freq_dim=16,
-        ffn_dim=24,
-        num_layers=2,
-        rope_max_seq_len=16,
-        **options,
+        **{
+            "num_attention_heads": HEADS,
+            "attention_head_dim": DIM,
+            "in_channels": 4,
+            "out_channels": 4,
+            "text_dim": 12,
+            "freq_dim": 16,
+            "ffn_dim": 24,
+            "num_layers": 2,
+            "rope_max_seq_len": 16,
+        }
+        | options
     )
 
 
@@ -244,6 +252,285 @@ def _wan_image_inputs() -> dict:
     return _wan_inputs(encoder_hidden_states=_noise(BATCH, 512, 12), encoder_hidden_states_image=_noise(BATCH, 3, 9))
 
 
+def _flux2_kv() -> torch.nn.Module:
+    """FLUX.2 with the processors that its pipeline with a cache sets."""
+    model = _flux2()
+    model.transformer_blocks[0].attn.set_processor(transformer_flux2.Flux2KVAttnProcessor())
+    model.single_transformer_blocks[0].attn.set_processor(transformer_flux2.Flux2KVParallelSelfAttnProcessor())
+    return model
+
+
+def _wan_animate() -> torch.nn.Module:
+    return _wan(
+        "WanAnimateTransformer3DModel",
+        **_WITH_IMAGE,
+        latent_channels=4,
+        in_channels=12,
+        motion_encoder_channel_sizes={"4": 8, "8": 8},
+        motion_encoder_size=8,
+        motion_style_dim=6,
+        motion_dim=5,
+        motion_encoder_dim=6,
+        face_encoder_hidden_dim=12,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+
+
+def _wan_animate_inputs() -> dict:
+    return _wan_image_inputs() | {
+        "hidden_states": _noise(BATCH, 12, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        "pose_hidden_states": _noise(BATCH, 4, FRAMES - 1, 2 * HEIGHT, 2 * WIDTH),
+        "face_pixel_values": _noise(BATCH, 3, 5, 8, 8),
+    }
+
+
+def _motif(**options: object) -> torch.nn.Module:
+    return diffusers.MotifVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        text_embed_dim=12,
+        rope_axes_dim=AXES,
+        **options,
+    )
+
+
+def _motif_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "encoder_attention_mask": _text_mask(torch.long),
+        "timestep": torch.tensor([250, 500]),
+    }
+
+
+def _easyanimate() -> torch.nn.Module:
+    return diffusers.EasyAnimateTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        num_layers=2,
+        mmdit_layers=1,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        text_embed_dim=12,
+        time_embed_dim=8,
+        sample_width=2 * WIDTH,
+        sample_height=2 * HEIGHT,
+        resize_inpaint_mask_directly=False,
+    )
+
+
+def _easyanimate_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "timestep": torch.tensor([250, 500]),
+    }
+
+
+def _auraflow() -> torch.nn.Module:
+    return diffusers.AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        joint_attention_dim=12,
+        caption_projection_dim=HEADS * DIM,
+        pos_embed_max_size=16,
+    )
+
+
+def _auraflow_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, 4, 6, 8),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "timestep": _timestep(),
+    }
+
+
+def _cogview4(name: str = "CogView4Transformer2DModel", **options: object) -> torch.nn.Module:
+    return getattr(diffusers, name)(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        text_embed_dim=12,
+        time_embed_dim=8,
+        condition_dim=4,
+        **options,
+    )
+
+
+def _cogview4_inputs(**more: object) -> dict:
+    size = torch.tensor([[64.0, 64.0]] * BATCH)
+    return {
+        "hidden_states": _noise(BATCH, 4, 6, 8),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "timestep": torch.tensor([250, 500]),
+        "target_size": size,
+        "crop_coords": torch.zeros_like(size),
+        **more,
+    }
+
+
+def _glm_inputs() -> dict:
+    return _cogview4_inputs(
+        prior_token_id=torch.arange(12).expand(BATCH, -1) % 7,
+        prior_token_drop=torch.zeros(BATCH, 12, dtype=torch.bool),
+    )
+
+
+def _ltx() -> torch.nn.Module:
+    return diffusers.LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        cross_attention_dim=HEADS * DIM,
+        caption_channels=12,
+    )
+
+
+def _ltx_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, IMAGE, 4),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "encoder_attention_mask": _text_mask(torch.long),
+        "timestep": torch.tensor([250, 500]),
+        "num_frames": FRAMES,
+        "height": HEIGHT,
+        "width": WIDTH,
+    }
+
+
+def _cosmos() -> torch.nn.Module:
+    return diffusers.CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=DIM,
+        num_attention_heads=HEADS,
+        text_embed_dim=12,
+        adaln_lora_dim=4,
+        max_size=(4, 8, 8),
+        concat_padding_mask=False,
+    )
+
+
+def _cosmos_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "timestep": _timestep(),
+    }
+
+
+def _hunyuan_dit() -> torch.nn.Module:
+    return diffusers.HunyuanDiT2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=DIM,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=HEADS * DIM,
+        num_layers=2,
+        cross_attention_dim=12,
+        cross_attention_dim_t5=16,
+        pooled_projection_dim=6,
+        text_len=TEXT,
+        text_len_t5=4,
+    )
+
+
+def _hunyuan_dit_inputs() -> dict:
+    angles = torch.rand(16, DIM // 2) * 6
+    return {
+        "hidden_states": _noise(BATCH, 4, 8, 8),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "text_embedding_mask": _text_mask(torch.long),
+        "encoder_hidden_states_t5": _noise(BATCH, 4, 16),
+        "text_embedding_mask_t5": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
+        "image_meta_size": torch.tensor([[64.0, 64.0, 64.0, 64.0, 0.0, 0.0]] * BATCH),
+        "style": torch.zeros(BATCH, dtype=torch.long),
+        "timestep": _timestep(scale=1000),
+        "image_rotary_emb": tuple(f(angles).repeat_interleave(2, 1) for f in (torch.cos, torch.sin)),
+    }
+
+
+class _ZImage(torch.nn.Module):
+    """Z-Image with one tensor for its list of images."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, captions: list, return_dict: bool = True) -> object:
+        images, captions = list(x.unbind()), [captions[0], captions[1][:3]]
+        (result,) = self.model(images, t, captions, return_dict=False)
+        result = torch.stack(result)
+        return SimpleNamespace(sample=result) if return_dict else (result,)
+
+
+def _z_image() -> torch.nn.Module:
+    return _ZImage(
+        diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=HEADS * DIM,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=HEADS,
+            n_kv_heads=HEADS,
+            cap_feat_dim=12,
+            axes_dims=list(AXES),
+            axes_lens=[64, 16, 16],
+        )
+    )
+
+
+def _z_image_inputs() -> dict:
+    return {
+        "x": _noise(BATCH, 4, 1, 2 * HEIGHT, 2 * WIDTH),
+        "t": _timestep(),
+        "captions": [_noise(TEXT, 12) for _ in range(BATCH)],
+    }
+
+
+def _lumina2() -> torch.nn.Module:
+    return diffusers.Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        hidden_size=4 * DIM,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=8,
+        axes_dim_rope=AXES,
+        axes_lens=(16, 16, 16),
+        cap_feat_dim=12,
+    )
+
+
+def _lumina2_inputs() -> dict:
+    return {
+        "hidden_states": _noise(BATCH, 4, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": _noise(BATCH, TEXT, 12),
+        "encoder_attention_mask": _text_mask(),
+        "timestep": _timestep(),
+    }
+
+
 _WITH_IMAGE = {"image_dim": 9, "added_kv_proj_dim": HEADS * DIM}
 
 ZOO: dict[str, Row] = {
@@ -261,11 +548,8 @@ ZOO: dict[str, Row] = {
     "bria-fibo": Row(lambda: _flux("BriaFiboTransformer2DModel", text_encoder_dim=7), _fibo_inputs, patched=2),
     "longcat-image": Row(lambda: _flux("LongCatImageTransformer2DModel"), _flux_inputs, patched=2),
     "ovis-image": Row(lambda: _flux("OvisImageTransformer2DModel", out_channels=8), _flux_inputs, patched=2),
-    "flux2": Row(
-        lambda: _flux("Flux2Transformer2DModel", timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4)),
-        _flux2_inputs,
-        patched=2,
-    ),
+    "flux2": Row(_flux2, _flux2_inputs, patched=2),
+    "flux2-kv": Row(_flux2_kv, _flux2_inputs, patched=2),
     "qwen-image": Row(_qwen, _qwen_inputs, patched=2),
     "hunyuan-video": Row(
         lambda: _hunyuan(num_single_layers=1, pooled_projection_dim=10), _hunyuan_video_inputs, patched=2, skipped=1
@@ -294,6 +578,25 @@ ZOO: dict[str, Row] = {
         lambda: _wan("WanVACETransformer3DModel", vace_layers=[0, 1], vace_in_channels=5), _wan_vace_inputs, patched=8
     ),
     "chronoedit": Row(lambda: _wan("ChronoEditTransformer3DModel", **_WITH_IMAGE), _wan_image_inputs, patched=4),
+    "wan-animate": Row(_wan_animate, _wan_animate_inputs, patched=4, skipped=1),
+    "skyreels-v2": Row(lambda: _wan("SkyReelsV2Transformer3DModel"), _wan_inputs, patched=4),
+    "skyreels-v2-i2v": Row(lambda: _wan("SkyReelsV2Transformer3DModel", **_WITH_IMAGE), _wan_image_inputs, patched=4),
+    "motif-video": Row(_motif, _motif_inputs, patched=2),
+    "easyanimate": Row(_easyanimate, _easyanimate_inputs, patched=2),
+    "auraflow": Row(_auraflow, _auraflow_inputs, patched=2),
+    "cogview4": Row(
+        lambda: _cogview4(rope_axes_dim=(16, 16), pos_embed_max_size=8, sample_size=8),
+        lambda: _cogview4_inputs(original_size=torch.tensor([[64.0, 64.0]] * BATCH)),
+        patched=2,
+    ),
+    "glm-image": Row(
+        lambda: _cogview4("GlmImageTransformer2DModel", prior_vq_quantizer_codebook_size=7), _glm_inputs, patched=2
+    ),
+    "ltx-video": Row(_ltx, _ltx_inputs, patched=4),
+    "cosmos": Row(_cosmos, _cosmos_inputs, patched=2),
+    "hunyuan-dit": Row(_hunyuan_dit, _hunyuan_dit_inputs, patched=4),
+    "z-image": Row(_z_image, _z_image_inputs, patched=3),
+    "lumina2": Row(_lumina2, _lumina2_inputs, patched=3),
 }
 
 
