@@ -36,21 +36,29 @@ static void several_blocks(void **state) {
   }
 }
 
-/* A device's block then has more shared memory than it gets without asking: 48 KB and what is beside that, and 56. */
+/* A device's block then has more shared memory than it gets without asking (48 KB and what is beside that, 56), and
+   needs more than it could get. */
 static void many_heads(void **state) {
   (void)state;
-  for (int biased = 0; biased < 2; biased++) {
+  static const struct {
+    int64_t N, D;
+    nr_norm norm;
+    const char *text;
+  } cases[] = {{40, 128, NR_NORM_RMS_AFFINE, "40 heads of 128, RMSNorm"},
+               {40, 64, NR_NORM_LAYER_AFFINE, "40 heads of 64, LayerNorm"},
+               {13, 1024, NR_NORM_LAYER_AFFINE, "13 heads of 1024, LayerNorm"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     stream s = {.B = 1,
                 .S = 25,
-                .N = 40,
-                .D = biased ? 64 : 128,
-                .norm = biased ? NR_NORM_LAYER_AFFINE : NR_NORM_RMS_AFFINE,
+                .N = cases[i].N,
+                .D = cases[i].D,
+                .norm = cases[i].norm,
                 .weights_per_head = true,
                 .scope = NR_SCOPE_ALL_HEADS,
                 .rows = NR_BF16};
-    fixture *f = fixture_new(NR_BACKWARD, 2000 + (uint64_t)biased);
+    fixture *f = fixture_new(NR_BACKWARD, 2000 + i);
     fixture_add(f, &s);
-    fixture_try(f, NULL, 0, biased ? "40 heads of 64, LayerNorm" : "40 heads of 128, RMSNorm");
+    fixture_try(f, NULL, 0, cases[i].text);
     fixture_free(f);
   }
 }

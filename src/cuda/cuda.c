@@ -28,7 +28,8 @@ static const void *const (*const row_kernels[])[2] = {
  * once.
  */
 enum {
-  CHUNK_HEADS = 12,        /* about so many heads take turns with one token's tables */
+  CHUNK_HEADS = 12,        /* about so many heads take turns with one token's tables, */
+  SHORT_CHUNK_HEADS = 6,   /* fewer where there are no sums to write for each chunk */
   TEAM_ROWS = 64,          /* at most so many rows are added up in one float32 */
   CHUNKS_WANTED = 4096,    /* of a segment, before chunks get longer */
   HEADS_CHUNKS = 1024,     /* the same where each chunk has sums of N * D columns, */
@@ -82,24 +83,24 @@ static int32_t threads_of(nr_cuda_form form) {
   return form == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS;
 }
 
-static int32_t vectors_of(nr_cuda_form form, nr_dtype dtype) {
-  return form == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_CHANNELS / vector_channels(dtype) : NR_CUDA_FAST_VECTORS;
+static int32_t vectors_of(nr_cuda_form form, nr_direction direction, nr_dtype dtype) {
+  return form == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_CHANNELS / vector_channels(dtype)
+                                 : NR_CUDA_VECTORS(form, direction == NR_BACKWARD);
 }
 
-/* Floats that a block has for one number of each of its threads' channels. */
-static size_t slot_of(nr_cuda_form form, nr_dtype dtype) {
-  return (size_t)(threads_of(form) * vectors_of(form, dtype) * vector_channels(dtype));
+/* Bytes that a block has for one float of each of its threads' channels. */
+static size_t slot_of(nr_cuda_form form, nr_direction direction, nr_dtype dtype) {
+  return (size_t)(threads_of(form) * vectors_of(form, direction, dtype) * vector_channels(dtype)) * sizeof(float);
 }
 
 static bool rotates(const nr_segment *s) { return s->rope_width && s->rope_length; }
 
-static int32_t pairing_of(const nr_segment *s, nr_cuda_form form, nr_dtype dtype) {
-  int32_t lanes = vector_channels(dtype);
+static int32_t pairing_of(const nr_segment *s, int64_t thread_channels) {
   if (!rotates(s))
     return NR_CUDA_STRAIGHT;
   if (s->rope_width == 2 && s->rope_dim == s->dim)
     return NR_CUDA_ADJACENT;
-  bool whole = s->dim % ((int64_t)lanes * vectors_of(form, dtype)) == 0;
+  bool whole = s->dim % thread_channels == 0;
   return s->rope_width == s->dim && whole ? NR_CUDA_HALVES : NR_CUDA_EXCHANGE;
 }
 
@@ -113,14 +114,13 @@ static void choose_form(const nr_plan *plan, const nr_segment *s, cut *c) {
   bool all_heads = s->norm && s->scope == NR_SCOPE_ALL_HEADS;
   c->by_heads = all_heads || c->weight_columns > s->dim || c->bias_columns > s->dim;
   int64_t vector = vector_channels(dtype);
-  bool fast = s->dim % vector == 0 && s->dim <= vector * NR_CUDA_FAST_VECTORS * NR_CUDA_LANES;
-  c->form = !fast                      ? NR_CUDA_GENERAL
-            : c->by_heads              ? NR_CUDA_HEADS
-            : nr_norm_centres(s->norm) ? NR_CUDA_LAYER
-                                       : NR_CUDA_RMS;
-  c->pairing = pairing_of(s, c->form, dtype);
+  c->form = c->by_heads ? NR_CUDA_HEADS : nr_norm_centres(s->norm) ? NR_CUDA_LAYER : NR_CUDA_RMS;
+  if (s->dim % vector != 0 || s->dim > vector * vectors_of(c->form, plan->direction, dtype) * NR_CUDA_LANES)
+    c->form = NR_CUDA_GENERAL;
+  int64_t vectors = vectors_of(c->form, plan->direction, dtype);
+  c->pairing = pairing_of(s, vector * vectors);
   c->copies = !s->norm && c->pairing == NR_CUDA_STRAIGHT;
-  c->spread = (int32_t)over(over(s->dim, vector), vectors_of(c->form, dtype));
+  c->spread = (int32_t)over(over(s->dim, vector), vectors);
   c->lanes = 1;
   while (c->lanes < c->spread)
     c->lanes *= 2;
@@ -137,7 +137,8 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
       c->chunk_tokens = (int32_t)larger(HEADS_CHUNK_TOKENS, smaller(TEAM_ROWS, tokens / HEADS_CHUNKS));
     c->team_sums = (int32_t)over(s->heads, teams);
   } else {
-    c->chunk_heads = (int32_t)over(s->heads, over(s->heads, CHUNK_HEADS));
+    int64_t most = plan->direction == NR_BACKWARD ? CHUNK_HEADS : SHORT_CHUNK_HEADS;
+    c->chunk_heads = (int32_t)over(s->heads, over(s->heads, most));
     c->head_chunks = (int32_t)over(s->heads, c->chunk_heads);
     int64_t turns = larger(1, smaller(TEAM_ROWS / c->chunk_heads, tokens / (teams * CHUNKS_WANTED)));
     c->chunk_tokens = (int32_t)(teams * turns);
@@ -146,7 +147,7 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
   c->num_blocks = over(tokens, c->chunk_tokens) * c->head_chunks;
   if (c->copies)
     return;
-  size_t slot = slot_of(c->form, row_dtype(plan, s)) * sizeof(float);
+  size_t slot = slot_of(c->form, plan->direction, row_dtype(plan, s));
   c->shared = slot * (NR_CUDA_SLOTS(c->form, plan->direction == NR_BACKWARD) + (c->pairing == NR_CUDA_EXCHANGE));
   bool in_registers = c->form == NR_CUDA_RMS || c->form == NR_CUDA_LAYER;
   if (in_registers || !(c->weight_columns || c->bias_columns))
@@ -158,7 +159,7 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
 }
 
 static size_t spill_of(const nr_plan *plan, const nr_segment *s, const cut *c) {
-  size_t slot = slot_of(c->form, row_dtype(plan, s)) * sizeof(float);
+  size_t slot = slot_of(c->form, plan->direction, row_dtype(plan, s));
   return c->spills ? slot * (size_t)c->team_sums * (c->bias_columns ? 2 : 1) * (size_t)c->num_blocks : 0;
 }
 
@@ -186,7 +187,7 @@ static void say_cut(const nr_plan *plan, int32_t i, const cut *c) {
          i, forms[c->form],
          c->form != NR_CUDA_GENERAL                          ? ""
          : s->dim % vector_channels(row_dtype(plan, s)) != 0 ? " (D is no whole number of 16-byte vectors)"
-                                                             : " (a row is longer than two vectors a lane)",
+                                                             : " (a row is longer than a warp's vectors)",
          pairings[c->pairing], c->spills ? ", sums in the workspace" : "", c->num_blocks, c->chunk_tokens,
          c->chunk_heads, c->lanes);
 }

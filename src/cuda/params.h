@@ -9,8 +9,7 @@ enum {
   NR_CUDA_LANES = 32,   /* threads of a warp */
   NR_CUDA_MAX_DIM = 1 << 20,
   NR_CUDA_VECTOR = 16, /* bytes of the widest access */
-  /* The fast kernels: two vectors for each thread, D a whole number of vectors. The general ones: any D. */
-  NR_CUDA_FAST_VECTORS = 2,
+  /* The fast kernels: D a whole number of vectors. The general ones: any D. */
   NR_CUDA_FAST_THREADS = 128,
   NR_CUDA_GENERAL_CHANNELS = 32, /* for each thread */
   NR_CUDA_GENERAL_THREADS = 64,
@@ -34,11 +33,15 @@ typedef struct nr_cuda_view {
 /* What a kernel of rows is compiled for. */
 typedef enum nr_cuda_form {
   NR_CUDA_GENERAL, /* any D, norm, scope and weights */
-  NR_CUDA_RMS,     /* D whole vectors, and at most 2 for each lane; statistics of a head without a mean, or no norm */
+  NR_CUDA_RMS,     /* D whole vectors, not more than a warp has; statistics of a head without a mean, or no norm */
   NR_CUDA_LAYER,   /* the same with a mean */
   NR_CUDA_HEADS,   /* D as these two; statistics across heads, or weights with heads */
   NR_CUDA_FORMS
 } nr_cuda_form;
+
+/* Vectors that each thread of the fast kernels has of a row. Four share out better what is done once for a row, where
+   no sums need the registers; across heads two, for more teams to take them. */
+#define NR_CUDA_VECTORS(form, backward) ((backward) || (form) == NR_CUDA_HEADS ? 2 : 4)
 
 /* What waits in shared memory for each of a thread's channels: a weight, a cosine, a sine, and forward a bias where
    there may be one. */

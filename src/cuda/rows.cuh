@@ -32,7 +32,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   enum {
     WHOLE = FORM != NR_CUDA_GENERAL, /* rows are whole vectors */
     E = T::lanes,
-    V = WHOLE ? (int)NR_CUDA_FAST_VECTORS : (int)NR_CUDA_GENERAL_CHANNELS / E,
+    V = WHOLE ? NR_CUDA_VECTORS(FORM, BACKWARD) : (int)NR_CUDA_GENERAL_CHANNELS / E,
     M = V * E,
     THREADS = WHOLE ? NR_CUDA_FAST_THREADS : NR_CUDA_GENERAL_THREADS,
     SLOT = M * THREADS, /* floats */
@@ -649,15 +649,14 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
   }
 };
 
-/* Blocks that a multiprocessor's registers are to suffice for: fewer for LayerNorm's weights and biases, which have
-   twice M sums. */
-constexpr int least_blocks(int form, bool backward) {
-  return form == NR_CUDA_LAYER && backward ? 3 : form == NR_CUDA_RMS && !backward ? 6 : 4;
+/* Blocks that a multiprocessor's registers are to suffice for: fewer for LayerNorm, which has biases and their sums. */
+constexpr int least_blocks(int form) {
+  return form == NR_CUDA_LAYER ? 3 : 4;
 }
 
 template <typename T, int FORM, bool BACKWARD>
 __global__ void __launch_bounds__(FORM == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS,
-                                  least_blocks(FORM, BACKWARD)) rows(const __grid_constant__ nr_cuda_rows p) {
+                                  least_blocks(FORM)) rows(const __grid_constant__ nr_cuda_rows p) {
   NR_SHARED(shared);
   int index = 0;
   while (index + 1 < p.num_segments && (int32_t)blockIdx.x >= p.segments[index + 1].first_block)
