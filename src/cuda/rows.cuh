@@ -650,9 +650,7 @@ template <typename T, int FORM, bool BACKWARD> struct worker {
 };
 
 /* Blocks that a multiprocessor's registers are to suffice for: fewer for LayerNorm, which has biases and their sums. */
-constexpr int least_blocks(int form) {
-  return form == NR_CUDA_LAYER ? 3 : 4;
-}
+constexpr int least_blocks(int form) { return form == NR_CUDA_LAYER ? 3 : 4; }
 
 template <typename T, int FORM, bool BACKWARD>
 __global__ void __launch_bounds__(FORM == NR_CUDA_GENERAL ? NR_CUDA_GENERAL_THREADS : NR_CUDA_FAST_THREADS,
