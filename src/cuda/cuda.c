@@ -126,6 +126,14 @@ static void choose_form(const nr_plan *plan, const nr_segment *s, cut *c) {
     c->lanes *= 2;
 }
 
+/* Slots that a block has: forward without those behind the last that is used. What else is in shared memory is behind
+   all of them. */
+static size_t slots_of(const nr_plan *plan, const nr_segment *s, const cut *c) {
+  if (plan->direction == NR_BACKWARD || c->pairing == NR_CUDA_EXCHANGE)
+    return NR_CUDA_SLOTS(c->form, plan->direction == NR_BACKWARD) + (c->pairing == NR_CUDA_EXCHANGE);
+  return s->bias.data ? 4 : c->pairing != NR_CUDA_STRAIGHT ? 3 : s->weight.data ? 1 : 0;
+}
+
 /* Chunks of the segment, and the memory that they need. */
 static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
   int64_t tokens = s->batch * s->length, teams = threads_of(c->form) / c->lanes;
@@ -148,7 +156,7 @@ static void cut_segment(const nr_plan *plan, const nr_segment *s, cut *c) {
   if (c->copies)
     return;
   size_t slot = slot_of(c->form, plan->direction, row_dtype(plan, s));
-  c->shared = slot * (NR_CUDA_SLOTS(c->form, plan->direction == NR_BACKWARD) + (c->pairing == NR_CUDA_EXCHANGE));
+  c->shared = slot * slots_of(plan, s, c);
   bool in_registers = c->form == NR_CUDA_RMS || c->form == NR_CUDA_LAYER;
   if (in_registers || !(c->weight_columns || c->bias_columns))
     return;
@@ -252,6 +260,27 @@ static nr_status measure_segment(nr_plan *plan, int32_t i) {
   return NR_OK;
 }
 
+/* Loads a kernel for the current device: a first launch that did so could not be captured. */
+static nr_status load(const void *kernel) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
+  if (error == cudaSuccess)
+    return NR_OK;
+  cudaGetLastError(); /* which would else be some later call's */
+  return nr_fail(NR_ERROR_DEVICE, "cuda: loading a kernel: %s", cudaGetErrorString(error));
+}
+
+static nr_status load_all(const nr_plan *plan) {
+  const cuda_plan *made = plan->own;
+  nr_status status = NR_OK;
+  for (int32_t k = 0; k < made->num_launches && status == NR_OK; k++)
+    status = load(row_kernels[made->launches[k].dtype][made->launches[k].form][plan->direction]);
+  if (made->sums && status == NR_OK)
+    status = load(nr_cuda_sums_kernel);
+  if (made->tables && status == NR_OK)
+    status = load(nr_cuda_table_kernel);
+  return status;
+}
+
 static nr_status prepare(nr_plan *plan, const char *isa) {
   (void)isa;
   nr_status status = nr_cuda_available();
@@ -270,7 +299,7 @@ static nr_status prepare(nr_plan *plan, const char *isa) {
       if (made->cuts[i].works && made->cuts[i].copies == copies)
         status = add_segment(plan, i);
   plan->workspace_size += plan->workspace_size ? ALIGNMENT : 0; /* callers need not align as much */
-  return status;
+  return status == NR_OK ? load_all(plan) : status;
 }
 
 static void release(nr_plan *plan) { nr_free(plan->own); }

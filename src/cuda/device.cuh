@@ -15,7 +15,7 @@
 #define NR_SHARED(name) extern __shared__ __align__(16) float name[]
 #define NR_ENTRY(kernel, params) ((const void *)(kernel))
 
-/* Two numbers rounded to nearest even, the first one low. NaNs become what the processor likes. */
+/* Two numbers rounded to nearest even, the first one low. NaNs become 0x7fff. */
 __device__ __forceinline__ uint32_t nr_pack_bf16(float low, float high) {
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -45,13 +45,15 @@ struct alignas(NR_CUDA_VECTOR) vector {
   uint32_t word[4];
 };
 
-/* An element type: `lanes` of a vector, and conversions between a 32-bit word of it and float32. */
+/* An element type: `lanes` of a vector, and conversions between a 32-bit word of it and float32. A NaN is packed as the
+   positive quiet one with a zero payload: of 16 bits, as the smaller integer, since no number is above it. */
 struct f32 {
   enum { lanes = 4 };
   using bits = uint32_t;
   static __device__ __forceinline__ void unpack(uint32_t word, float *to) { to[0] = __uint_as_float(word); }
-  static __device__ __forceinline__ uint32_t pack(const float *from) { return __float_as_uint(from[0]); }
-  static const uint32_t nan = 0x7fc00000u;
+  static __device__ __forceinline__ uint32_t pack(const float *from) {
+    return from[0] != from[0] ? 0x7fc00000u : __float_as_uint(from[0]);
+  }
 };
 
 struct f16 {
@@ -61,8 +63,9 @@ struct f16 {
     to[0] = nr_unpack_f16((uint16_t)(word & 0xffff));
     to[1] = nr_unpack_f16((uint16_t)(word >> 16));
   }
-  static __device__ __forceinline__ uint32_t pack(const float *from) { return nr_pack_f16(from[0], from[1]); }
-  static const uint32_t nan = 0x7e00;
+  static __device__ __forceinline__ uint32_t pack(const float *from) {
+    return __vmins2(nr_pack_f16(from[0], from[1]), 0x7e007e00u);
+  }
 };
 
 struct bf16 {
@@ -72,8 +75,9 @@ struct bf16 {
     to[0] = __uint_as_float(word << 16);
     to[1] = __uint_as_float(word & 0xffff0000u);
   }
-  static __device__ __forceinline__ uint32_t pack(const float *from) { return nr_pack_bf16(from[0], from[1]); }
-  static const uint32_t nan = 0x7fc0;
+  static __device__ __forceinline__ uint32_t pack(const float *from) {
+    return __vmins2(nr_pack_bf16(from[0], from[1]), 0x7fc07fc0u);
+  }
 };
 
 /* Elements of T in a word; where element e of a vector is. */
@@ -85,25 +89,11 @@ template <typename T> __device__ __forceinline__ void unpack(const vector &from,
     T::unpack(from.word[w], to + w * per_word<T>());
 }
 
-/* A NaN becomes the positive quiet NaN with a zero payload. */
 template <typename T> __device__ __forceinline__ vector pack(const float *from) {
   vector to;
-  bool odd = false;
   NR_UNROLL
   for (int w = 0; w < 4; w++)
     to.word[w] = T::pack(from + w * per_word<T>());
-  NR_UNROLL
-  for (int e = 0; e < T::lanes; e += 2)
-    odd = odd || from[e] != from[e] || from[e + 1] != from[e + 1];
-  if (odd) {
-    NR_UNROLL
-    for (int e = 0; e < T::lanes; e++) {
-      int shift = e % per_word<T>() * 16;
-      uint32_t mask = (T::lanes == 4 ? 0xffffffffu : 0xffffu) << shift;
-      if (from[e] != from[e])
-        to.word[e / per_word<T>()] = (to.word[e / per_word<T>()] & ~mask) | T::nan << shift;
-    }
-  }
   return to;
 }
 
@@ -177,7 +167,7 @@ static __device__ __forceinline__ float load_one(const char *at, int32_t dtype) 
 static __device__ __forceinline__ void store_one(char *at, int32_t dtype, double exact) {
   float value = (float)exact;
   if (dtype == NR_F32) {
-    *(uint32_t *)at = exact != exact ? (uint32_t)f32::nan : __float_as_uint(value);
+    *(uint32_t *)at = f32::pack(&value);
     return;
   }
   /* Rounding twice, unless the first time is to odd: towards zero, and the last bit says whether anything was lost. */
@@ -187,9 +177,7 @@ static __device__ __forceinline__ void store_one(char *at, int32_t dtype, double
     odd |= 1;
   }
   float once[2] = {__uint_as_float(odd), 0};
-  uint32_t word = dtype == NR_F16 ? f16::pack(once) : bf16::pack(once);
-  uint32_t nan = dtype == NR_F16 ? (uint32_t)f16::nan : (uint32_t)bf16::nan;
-  *(uint16_t *)at = (uint16_t)(exact != exact ? nan : word);
+  *(uint16_t *)at = (uint16_t)(dtype == NR_F16 ? f16::pack(once) : bf16::pack(once));
 }
 
 static __device__ __forceinline__ char *row_of(const nr_cuda_view &v, int64_t b, int64_t s, int64_t n) {

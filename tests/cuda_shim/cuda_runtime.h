@@ -6,6 +6,7 @@
 
 #include "cuda_runtime_api.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -52,6 +53,11 @@ static inline uint32_t __float_as_uint(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+/* Of both halves, as signed integers, the smaller ones. */
+static inline uint32_t __vmins2(uint32_t a, uint32_t b) {
+  int16_t low = std::min((int16_t)a, (int16_t)b), high = std::min((int16_t)(a >> 16), (int16_t)(b >> 16));
+  return (uint32_t)(uint16_t)low | (uint32_t)(uint16_t)high << 16;
 }
 static inline float __int_as_float(int bits) { return __uint_as_float((uint32_t)bits); }
 static inline void __stcs(uint4 *to, uint4 value) { *to = value; }
