@@ -648,6 +648,23 @@ def test_compiles_as_one_graph(name: str) -> None:
     assert_close({key.removeprefix("_orig_mod."): value for key, value in found.items()}, expected)
 
 
+def test_exports_with_text_of_any_length() -> None:
+    """Which the rope of CogVideoX's image counts from."""
+    model, inputs = zoo.make("cogvideox-5b")
+    model.float()
+    normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    dynamic = dict.fromkeys(inputs) | {
+        "encoder_hidden_states": {1: torch.export.Dim("text", min=2, max=64)},
+        "image_rotary_emb": (None, None),
+    }
+    with torch.no_grad():
+        program = torch.export.export(model, (), inputs, strict=False, dynamic_shapes=dynamic)
+        text = inputs["encoder_hidden_states"]
+        inputs["encoder_hidden_states"] = torch.cat([text, text, text[:, :1]], 1)
+        assert torch.equal(program.module()(**inputs).sample, model(**inputs).sample)
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of the unpatched models
 @pytest.mark.parametrize("name", PATTERNS)
 def test_autocast(name: str, truth: dict) -> None:
