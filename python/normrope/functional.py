@@ -452,7 +452,7 @@ def _check_segments(segments: Any) -> None:
 def _check_types(i: int, s: Segment) -> None:
     """Of what would else fail somewhere inside."""
     if not _is_integer(s.output) and not isinstance(s.output, str):
-        raise TypeError(f"segments[{i}].output: {s.output!r}, expected a name or a number")
+        raise TypeError(f"segments[{i}].output: {s.output!r}, expected a name or an integer")
     if s.heads is not None and not (
         isinstance(s.heads, (tuple, list)) and [_is_integer(n) for n in s.heads] == [True, True]
     ):
@@ -467,7 +467,7 @@ def _is_integer(value: Any) -> bool:
     # A symbolic integer is not read here: that would make a dynamic length a constant.
     if isinstance(value, int) or (torch is not None and isinstance(value, torch.SymInt)):
         return True
-    return _spec.integer(value) is not None
+    return not isinstance(value, float) and _spec.integer(value) is not None
 
 
 def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
