@@ -321,6 +321,9 @@ def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | No
     if not any(wanted):
         return [None] * len(wanted)
     present = [g for g in gradients if g is not None]
+    if forward_ad._current_level >= 0:
+        names = [f"gradient of output {i}" for i, g in enumerate(given) if g]
+        _kinds.check_tangents(names, present)
     *tensors, statistics = ctx.saved_tensors
     rest = (ctx.sizes, ctx.positions, ctx.spec, given, _read(ctx.spec, ctx.wanted), wanted)
     if _watched(present + tensors):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from normrope import _spec
@@ -451,7 +452,7 @@ def _check_segments(segments: Any) -> None:
 def _check_types(i: int, s: Segment) -> None:
     """Of what would else fail somewhere inside."""
     if not _is_integer(s.output) and not isinstance(s.output, str):
-        raise TypeError(f"segments[{i}].output: {s.output!r}, expected a name or a number")
+        raise TypeError(f"segments[{i}].output: {s.output!r}, expected a name or an integer")
     if s.heads is not None and not (
         isinstance(s.heads, (tuple, list)) and [_is_integer(n) for n in s.heads] == [True, True]
     ):
@@ -463,7 +464,10 @@ def _check_types(i: int, s: Segment) -> None:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) or _spec.integer(value) is not None
+    # A symbolic integer is not read here: that would make a dynamic length a constant.
+    if isinstance(value, int) or (torch is not None and isinstance(value, torch.SymInt)):
+        return True
+    return not isinstance(value, float) and _spec.integer(value) is not None
 
 
 def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
@@ -483,18 +487,18 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
         taken.append([])
         return len(tensors) - 1
 
-    def rows(s: Segment, name: str) -> int:
-        if s.heads is not None:
-            first, count = s.heads
+    def rows(x: Any, heads: tuple[int, int] | None, name: str) -> int:
+        if heads is not None:
+            first, count = heads
             if first < 0 or count < 1:
-                raise ValueError(f"{name}.heads: {s.heads}, expected (first >= 0, count >= 1)")
+                raise ValueError(f"{name}.heads: {heads}, expected (first >= 0, count >= 1)")
             for i, other in enumerate(tensors):
-                if other is s.x and taken[i] and all([first + count <= f or f + c <= first for f, c in taken[i]]):
+                if other is x and taken[i] and all([first + count <= f or f + c <= first for f, c in taken[i]]):
                     taken[i].append((first, count))
                     return i
-        tensors.append(s.x)
+        tensors.append(x)
         names.append(f"{name}.x")
-        taken.append([(0, 1 << 60) if s.heads is None else s.heads])
+        taken.append([(0, 1 << 60) if heads is None else heads])
         return len(tensors) - 1
 
     _check_segments(segments)
@@ -509,9 +513,10 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
         if s.output not in outputs:
             outputs.append(s.output)
         norm, width = _spec.norm_number(f"{name}.norm", s.norm), _spec.rope_width(f"{name}.rope", s.rope)
-        fields = {"output": outputs.index(s.output), "x": rows(s, name), "norm": norm, "rope": width}
-        if s.heads is not None:
-            fields["first"], fields["heads"] = s.heads
+        heads = None if s.heads is None else (index(s.heads[0]), index(s.heads[1]))  # the text has numbers, not symbols
+        fields = {"output": outputs.index(s.output), "x": rows(s.x, heads, name), "norm": norm, "rope": width}
+        if heads is not None:
+            fields["first"], fields["heads"] = heads
         if norm:
             fields["all_heads"] = _spec.choice(f"{name}.scope", s.scope, _spec.SCOPES)
         wanted = {"weight": norm in (2, 4), "bias": norm == 2, "cos": width != 0, "sin": width != 0}
@@ -524,7 +529,7 @@ def _segments(segments: Sequence[Segment], layout: Layout) -> Call:
                 fields[field] = number(tensor, name, f".{field}")
         if width and s.rope_position is None:
             fields["follow"] = 1
-        positions.append(s.rope_position or 0)
+        positions.append(0 if s.rope_position is None else s.rope_position)
         eps.append(_spec.eps_value(f"{name}.eps", s.eps))
         texts.append(_spec.segment_text(name, **fields))
     return tensors, positions, eps, _spec.text(layout, names, texts)

@@ -321,6 +321,31 @@ def test_forward_mode_is_refused(gradient: bool) -> None:
     assert torch.equal(inside, rms(x))
 
 
+@pytest.mark.parametrize("way", ["autograd", "operators"])
+@pytest.mark.parametrize("again", [False, True])
+def test_tangents_of_incoming_gradients_are_refused(way: str, again: bool) -> None:
+    """By the number of the output that has one."""
+    x = torch.randn(1, 2, 3, 4, requires_grad=True)
+    if way == "autograd":
+        outputs = normrope.norm_rope([Segment(x, i, norm="rms") for i in range(3)])
+    else:
+        outputs = torch.ops.normrope.forward(
+            *normrope.functional._segments([Segment(x, i) for i in range(3)], "BNSD"), True
+        )
+    outputs = [outputs[0], outputs[2]]
+
+    def pulled(last: Tensor) -> Tensor:
+        gradients = [torch.ones_like(last), last]
+        return torch.autograd.grad(outputs, x, gradients, create_graph=again, retain_graph=True)[0]
+
+    ones = torch.ones(1, 3, 2, 4)
+    expected = pulled(ones)
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(pulled(ones), expected)
+        with pytest.raises(NotImplementedError, match="gradient of output 2: has a tangent of forward-mode AD"):
+            pulled(torch.autograd.forward_ad.make_dual(ones, ones))
+
+
 def test_lazy_negations() -> None:
     """Tensors whose memory holds the negated values, as of a conjugate's imaginary part."""
 

@@ -114,3 +114,43 @@ def test_export() -> None:
         program = torch.export.export(step, streams, dynamic_shapes=[{1: length}] * 3)
         longer = tuple(torch.randn(3, B, 21, N, D).unbind(0))
         assert all(torch.equal(a, b) for a, b in zip(program.module()(*longer), step(*longer)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_keeps_positions_symbolic(strict: bool) -> None:
+    class Step(torch.nn.Module):
+        def forward(self, text: Tensor, image: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+            tables = {"rope": "half", "cos": cos, "sin": sin}
+            return normrope.norm_rope(
+                [
+                    Segment(text, "joined", **tables, rope_position=text.shape[1] - image.shape[1]),
+                    Segment(image, "joined", **tables, rope_position=-text.shape[1]),
+                ]
+            )
+
+    def given(text: int, image: int) -> tuple[Tensor, ...]:
+        return torch.randn(B, text, N, D), torch.randn(B, image, N, D), *torch.randn(2, 40, D).unbind(0)
+
+    lengths = [{1: torch.export.Dim(name, min=2, max=1024)} for name in ("text", "image")]
+    with torch.no_grad():
+        program = torch.export.export(Step(), given(8, 9), strict=strict, dynamic_shapes=[*lengths, None, None])
+        for other in (given(21, 5), given(7, 7)):
+            assert torch.equal(program.module()(*other)[0], Step()(*other)[0])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_reads_symbolic_heads(strict: bool) -> None:
+    """They become numbers of the specification, which torch.export allows where it may choose."""
+
+    class Step(torch.nn.Module):
+        def forward(self, packed: Tensor) -> tuple[Tensor, ...]:
+            half = packed.shape[2] // 2
+            return normrope.norm_rope([Segment(packed, i, (i * half, half), norm="rms") for i in range(2)])
+
+    packed = torch.randn(B, 8, N, D)
+    with torch.no_grad():
+        program = torch.export.export(
+            Step(), (packed,), strict=strict, dynamic_shapes=[{1: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}]
+        )
+        longer = torch.randn(B, 21, N, D)
+        assert all(torch.equal(a, b) for a, b in zip(program.module()(longer), Step()(longer)))

@@ -23,6 +23,7 @@ import diffusers
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 
 import normrope.diffusers
 import zoo
@@ -169,7 +170,10 @@ def test_calls_are_served(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_attention_is_asked_as_diffusers_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the shapes, backend and context parallelism of every call, by patched processors as by their originals."""
+    """With the shapes, backend and context parallelism of every call, by patched processors as by their originals.
+
+    Some processors ask PyTorch, others dispatch_attention_fn, which asks PyTorch here.
+    """
     model, inputs = zoo.make(name)
     model.float()
     processors = [m.processor for m in model.modules() if hasattr(m, "processor")]
@@ -188,12 +192,31 @@ def test_attention_is_asked_as_diffusers_asks(name: str, monkeypatch: pytest.Mon
                 return dispatch(q, k, v, attn_mask=attn_mask, **rest)  # noqa: B023  # one and the same everywhere
 
             monkeypatch.setattr(module, "dispatch_attention_fn", record)
+    attention = F.scaled_dot_product_attention
+
+    def record_options(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        scale = query.shape[-1] ** -0.5 if scale is None else scale  # what None means, and AuraFlow says in numbers
+        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        asked.append((query.shape, key.shape, value.shape, attn_mask is None, *options.values()))
+        return attention(query, key, value, attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record_options)
     for p in processors:
         if hasattr(p, "_attention_backend"):
             p._attention_backend, p._parallel_config = "a backend", "a configuration"
     inputs = zoo.to(inputs, torch.float32)
     model(**inputs)
     expected = collections.Counter(asked)
+    assert expected
     asked.clear()
     normrope.diffusers.patch(model)
     model(**inputs)
@@ -646,6 +669,23 @@ def test_compiles_as_one_graph(name: str) -> None:
     torch._dynamo.reset()
     found = run(torch.compile(model, fullgraph=True, backend="aot_eager"), fresh(inputs))
     assert_close({key.removeprefix("_orig_mod."): value for key, value in found.items()}, expected)
+
+
+def test_exports_with_text_of_any_length() -> None:
+    """Which the rope of CogVideoX's image counts from."""
+    model, inputs = zoo.make("cogvideox-5b")
+    model.float()
+    normrope.diffusers.patch(model)
+    inputs = zoo.to(inputs, torch.float32)
+    dynamic = dict.fromkeys(inputs) | {
+        "encoder_hidden_states": {1: torch.export.Dim("text", min=2, max=64)},
+        "image_rotary_emb": (None, None),
+    }
+    with torch.no_grad():
+        program = torch.export.export(model, (), inputs, strict=False, dynamic_shapes=dynamic)
+        text = inputs["encoder_hidden_states"]
+        inputs["encoder_hidden_states"] = torch.cat([text, text, text[:, :1]], 1)
+        assert torch.equal(program.module()(**inputs).sample, model(**inputs).sample)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of the unpatched models
