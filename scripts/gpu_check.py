@@ -58,10 +58,15 @@ def missing() -> str | None:
     return None
 
 
-def end(process: subprocess.Popen) -> None:
-    """Kills a step and all that it has started."""
+def kill(process: subprocess.Popen) -> None:
+    """Ends a step and all that it has started, without waiting for that."""
     with suppress(OSError):  # they are gone
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a step and all that it has started."""
+    kill(process)
     with suppress(subprocess.TimeoutExpired):  # the driver holds it: it ends when that lets go
         process.wait(10)
 
@@ -69,10 +74,13 @@ def end(process: subprocess.Popen) -> None:
 class Check:
     """The steps, their time and what became of them."""
 
-    def __init__(self, seconds: float, folder: Path = BUILD) -> None:
+    def __init__(self, seconds: float, folder: Path) -> None:
         self.start, self.seconds, self.folder = time.monotonic(), seconds, folder
         self.report: dict = {"command": "make gpu-check", "device": "unknown", "steps": []}
-        self.lock = threading.Lock()  # of the report, the log and what is printed
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        # Of all this, the log and what is printed; a signal may come while the main thread has it.
+        self.lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
         self.log = (folder / "log.txt").open("w")
 
@@ -111,6 +119,22 @@ class Check:
         (self.folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
         (self.folder / "report.txt").write_text(as_text(self.report))
 
+    def _start(self, words: list[str], out: TextIO, err: TextIO, environment: dict) -> subprocess.Popen:
+        with self.lock:
+            if self.stopped:
+                raise InterruptedError("interrupted")
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            process = subprocess.Popen(words, **streams, env=environment, cwd=ROOT, start_new_session=True)
+            self.running.add(process)
+            return process
+
+    def stop(self) -> None:
+        """Ends what runs; nothing more is started."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                kill(process)
+
     def run(self, name: str, command: list, limit: float, environment: dict | None = None) -> str | None:
         """Runs a step for at most so many seconds; its standard output, or None if it failed."""
         begun = time.monotonic()
@@ -124,15 +148,7 @@ class Check:
         # Files, not pipes: what a step has started may outlive it, and would hold a pipe open.
         with self._file(base, "out") as out, self._file(base, "err") as err:
             try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=os.environ | (environment or {}),
-                    cwd=ROOT,
-                    start_new_session=True,
-                )
+                process = self._start(words, out, err, os.environ | (environment or {}))
             except OSError as error:
                 result = f"failed: {error}"
             else:
@@ -143,6 +159,8 @@ class Check:
                     result = f"failed: longer than {limit:.0f} s"
                 finally:
                     end(process)
+                    with self.lock:
+                        self.running.discard(process)
             out.seek(0)
             err.seek(0)
             output = out.read()
@@ -197,14 +215,25 @@ def sanitize(check: Check) -> None:
     if not sanitizer:
         check.add("sanitizers", NO_SANITIZER, 0)
         return
+    steps = {}
+    for name in SANITIZERS:
+        command = [sanitizer, "--tool", name, "--error-exitcode", "9"]
+        if name == "memcheck":  # tests ask for more memory than there is, and such
+            command += ["--report-api-errors", "no"]
+        for program in SANITIZED:
+            steps[f"{name} {program}"] = [*command, BUILD / "tests" / program, "--device", "cuda"]
+    cases = {"NORMROPE_TEST_CASES": SANITIZED_CASES}
     with ThreadPoolExecutor(SANITIZERS_AT_ONCE) as pool:
-        for name in SANITIZERS:
-            command = [sanitizer, "--tool", name, "--error-exitcode", "9"]
-            if name == "memcheck":  # tests ask for more memory than there is, and such
-                command += ["--report-api-errors", "no"]
-            for program in SANITIZED:
-                words = [*command, BUILD / "tests" / program, "--device", "cuda"]
-                pool.submit(check.run, f"{name} {program}", words, 90, {"NORMROPE_TEST_CASES": SANITIZED_CASES})
+        try:
+            futures = {step: pool.submit(check.run, step, words, 90, cases) for step, words in steps.items()}
+            for step, future in futures.items():
+                error = future.exception()
+                if error:
+                    check.add(step, f"failed: {error!r}", 0)
+        except BaseException:  # a signal's, too: leaving the pool would wait for all that has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            check.stop()
+            raise
 
 
 def compare(check: Check, repeat: int) -> None:
@@ -247,6 +276,20 @@ def as_text(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def everything(check: Check, repeat: int) -> None:
+    """All steps."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "-i", "0"]
+    if shutil.which("nvidia-smi"):
+        check.report["device"] = (check.run("device", query, 20) or "unknown").strip()
+    if build(check):
+        tested = (BUILD / "tests" / SANITIZED[0]).exists()
+        if tested:
+            test(check)
+        compare(check, repeat)  # before the sanitizers, which may take all the time there is
+        if tested:
+            sanitize(check)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -257,18 +300,15 @@ def main() -> int:
     if why:
         print(f"gpu-check: nothing was checked: {why}", file=sys.stderr)
         return NO_DEVICE
-    check = Check(arguments.seconds)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "-i", "0"]
-    if shutil.which("nvidia-smi"):
-        check.report["device"] = (check.run("device", query, 20) or "unknown").strip()
-    if build(check):
-        tested = (BUILD / "tests" / SANITIZED[0]).exists()
-        if tested:
-            test(check)
-        compare(check, arguments.repeat)  # before the sanitizers, which may take all the time there is
-        if tested:
-            sanitize(check)
+    check = Check(arguments.seconds, BUILD)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(1))
+    try:
+        everything(check, arguments.repeat)
+    except SystemExit:
+        check.stop()
+        check.add("all of it", "failed: interrupted", arguments.seconds - check.left)
+        raise
     check.save()
     print("\n" + as_text(check.report))
     for failure in check.failures:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # scripts/gpu_check.py where no device is to be seen: it says so, does nothing and fails. And its steps anywhere: each
-# one's end is reported, one that hangs is cut with all that it has started, and the report is there after each.
+# one's end is reported, one that hangs is cut with all that it has started, and the report is there after each. A signal
+# ends all of it.
 set -eu
 
 status=0
@@ -16,6 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$SOURCE/scripts" python3 - "$work" <<'END'
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,20 @@ import gpu_check
 
 folder = Path(sys.argv[1])
 check = gpu_check.Check(60, folder)
+
+
+def alive(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().split()[2] != "Z"  # which nobody waits for
+    except OSError:
+        return False
+
+
+def wait(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 def result(name: str) -> str:
@@ -46,10 +62,8 @@ assert check.run("hangs", ["sh", "-c", hang], 5) is None
 assert time.monotonic() - begun < 20
 assert result("hangs") == "failed: longer than 5 s"
 assert "before" in (folder / "log.txt").read_text()
-child, deadline = Path("/proc", (folder / "child").read_text().strip(), "stat"), time.monotonic() + 10
-while child.exists() and child.read_text().split()[2] != "Z":  # the step's child, which nobody waits for
-    assert time.monotonic() < deadline, "it still runs"
-    time.sleep(0.05)
+child = (folder / "child").read_text().strip()
+wait(lambda: not alive(child))
 check.seconds = 0
 assert check.run("late", ["true"], 20) is None
 assert result("late") == "left out: no time"
@@ -62,4 +76,45 @@ results = [{"preset": "p", "dtype": "d", "direction": "forward", "bytes": 1e6, "
 results[0]["microseconds"] = {"operator": {"median": 2.0}, "copy": {"median": 1.8}}
 check.keep("benchmark", json.dumps({"results": results}))
 assert "90.0%" in gpu_check.as_text(check.report)
+
+# Steps of a pool that raise are failures.
+gpu_check.tool = lambda name: name
+check.run = lambda *step: 1 / 0
+check.report["steps"] = []
+gpu_check.sanitize(check)
+assert len(check.failures) == 12 and result("memcheck test_cuda") == "failed: ZeroDivisionError('division by zero')"
+
+# Stopped amid the sanitizers: they end, no further one begins, and the report says so.
+(folder / "tests").mkdir()
+(folder / "tests/test_cuda").touch()
+sanitizer = folder / "sanitizer"
+sanitizer.write_text(f"#!/bin/sh\necho $$ >'{folder}'/new-$$\nmv '{folder}'/new-$$ '{folder}'/pid-$$\nexec sleep 120\n")
+sanitizer.chmod(0o755)
+program = """
+import sys
+from pathlib import Path
+
+import gpu_check
+
+folder = Path(sys.argv.pop())
+gpu_check.BUILD = folder
+gpu_check.tool = lambda name: str(folder / "sanitizer")
+gpu_check.missing = lambda: None
+gpu_check.build = lambda check: True
+gpu_check.test = gpu_check.compare = lambda *arguments: None
+sys.exit(gpu_check.main())
+"""
+for number in (2, 15):  # SIGINT, SIGTERM
+    process = subprocess.Popen([sys.executable, "-c", program, folder], stderr=subprocess.PIPE, text=True)
+    try:
+        wait(lambda: len(list(folder.glob("pid-*"))) == gpu_check.SANITIZERS_AT_ONCE)
+        process.send_signal(number)
+        assert process.communicate(timeout=20)[1] == "" and process.returncode == 1
+    finally:
+        process.kill()
+    pids = [path.read_text().strip() for path in folder.glob("pid-*")]
+    assert len(pids) == gpu_check.SANITIZERS_AT_ONCE and not any(map(alive, pids)), pids
+    assert result("all of it") == "failed: interrupted"
+    for path in folder.glob("pid-*"):
+        path.unlink()
 END
