@@ -105,13 +105,18 @@ class Check:
             self.save()
 
     def keep(self, name: str, output: str | None) -> None:
-        """A step's JSON."""
+        """A step's JSON, in the report."""
         if output is None:
             return
         try:
-            self.report[name] = json.loads(output)
-        except ValueError as error:
-            self.add(f"{name}: result", f"failed: no JSON: {error}", 0)
+            found = json.loads(output)
+            as_text({**self.report, name: found})
+        except Exception as error:  # it is no JSON, or lacks what is to be shown
+            self.add(f"{name}: result", f"failed: not what was expected: {error!r}", 0)
+            return
+        with self.lock:
+            self.report[name] = found
+            self.save()
 
     def save(self) -> None:
         """The report as far as it is."""

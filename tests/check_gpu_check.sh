@@ -55,7 +55,7 @@ assert result("bad") == "failed with 3"
 assert check.run("absent", [folder / "no such program"], 20) is None
 assert result("absent").startswith("failed: ")
 check.keep("torch", check.run("cut short", ["echo", '{"results": ['], 20))
-assert result("torch: result").startswith("failed: no JSON")
+assert result("torch: result").startswith("failed: not what was expected: JSONDecodeError")
 begun = time.monotonic()
 hang = f"sleep 120 & echo $! >'{folder}/child'; echo before; sleep 120"
 assert check.run("hangs", ["sh", "-c", hang], 5) is None
@@ -75,7 +75,11 @@ assert json.loads((folder / "report.json").read_text())["failures"] == check.fai
 results = [{"preset": "p", "dtype": "d", "direction": "forward", "bytes": 1e6, "bandwidth_of_copy": 0.9}]
 results[0]["microseconds"] = {"operator": {"median": 2.0}, "copy": {"median": 1.8}}
 check.keep("benchmark", json.dumps({"results": results}))
-assert "90.0%" in gpu_check.as_text(check.report)
+assert "90.0%" in (folder / "report.txt").read_text()
+assert json.loads((folder / "report.json").read_text())["benchmark"] == {"results": results}
+for number, unexpected in enumerate(("[]", "1", '{"results": [{"preset": "p"}]}', "{}"), 1):
+    check.keep("torch", unexpected)
+    assert len(check.failures) == len(failed) + number and result("torch: result").startswith("failed: not")
 
 # Steps of a pool that raise are failures.
 gpu_check.tool = lambda name: name
