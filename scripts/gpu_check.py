@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -104,12 +105,12 @@ class Check:
                 print("".join(f"    {line}\n" for line in said.splitlines()[-25:]), end="", flush=True)
             self.save()
 
-    def keep(self, name: str, output: str | None) -> None:
+    def keep(self, name: str, output: str | None, parse: Callable[[str], dict] = json.loads) -> None:
         """A step's JSON, in the report."""
         if output is None:
             return
         try:
-            found = json.loads(output)
+            found = parse(output)
             as_text({**self.report, name: found})
         except Exception as error:  # it is no JSON, or lacks what is to be shown
             self.add(f"{name}: result", f"failed: not what was expected: {error!r}", 0)
@@ -140,8 +141,13 @@ class Check:
             for process in self.running:
                 kill(process)
 
-    def run(self, name: str, command: list, limit: float, environment: dict | None = None) -> str | None:
-        """Runs a step for at most so many seconds; its standard output, or None if it failed."""
+    def run(
+        self, name: str, command: list, limit: float, environment: dict | None = None, partial: bool = False
+    ) -> str | None:
+        """Runs a step for at most so many seconds; its standard output, or None if it failed.
+
+        partial: what a step has said until it failed is as good.
+        """
         begun = time.monotonic()
         limit = min(limit, self.left)
         if limit < 5:
@@ -171,7 +177,7 @@ class Check:
             output = out.read()
             said = f"{' '.join(words)}\n{output}{err.read()}"
         self.add(name, result, time.monotonic() - begun, said)
-        return output if result == "passed" else None
+        return output if result == "passed" or partial else None
 
     @property
     def failures(self) -> list[str]:
@@ -255,7 +261,14 @@ def compare(check: Check, repeat: int) -> None:
     command = [sys.executable, "-m", "normrope.bench.gpu", "--repeat", repeat]
     sources = {"PYTHONPATH": str(ROOT / "python"), "NORMROPE_LIBRARY": str(BUILD / "lib/libnormrope.so")}
     limit = min(180, check.left - SANITIZERS_SECONDS)
-    check.keep("torch", check.run("comparison with PyTorch", command, limit, sources))
+    check.keep("torch", check.run("comparison with PyTorch", command, limit, sources, partial=True), by_line)
+
+
+def by_line(output: str) -> dict:
+    """A heading and results, a line of JSON each; the last one may have been cut, and others may have said more."""
+    lines = [line for line in output.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+    heading, *results = map(json.loads, lines)
+    return {**heading, "results": results}
 
 
 def as_text(report: dict) -> str:

@@ -17,6 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$SOURCE/scripts" python3 - "$work" <<'END'
 import json
+import os
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ check.keep("torch", check.run("cut short", ["echo", '{"results": ['], 20))
 assert result("torch: result").startswith("failed: not what was expected: JSONDecodeError")
 begun = time.monotonic()
 hang = f"sleep 120 & echo $! >'{folder}/child'; echo before; sleep 120"
-assert check.run("hangs", ["sh", "-c", hang], 5) is None
+assert check.run("hangs", ["sh", "-c", hang], 5, partial=True) == "before\n"
 assert time.monotonic() - begun < 20
 assert result("hangs") == "failed: longer than 5 s"
 assert "before" in (folder / "log.txt").read_text()
@@ -80,6 +81,27 @@ assert json.loads((folder / "report.json").read_text())["benchmark"] == {"result
 for number, unexpected in enumerate(("[]", "1", '{"results": [{"preset": "p"}]}', "{}"), 1):
     check.keep("torch", unexpected)
     assert len(check.failures) == len(failed) + number and result("torch: result").startswith("failed: not")
+
+# Of a comparison that was cut, what it said until then.
+(folder / "bin").mkdir()
+benchmark = folder / "bin/gpu_bench"
+benchmark.write_text("#!/bin/sh\necho '[]'\n")
+benchmark.chmod(0o755)
+package = folder / "python/normrope/bench"
+package.mkdir(parents=True)
+(folder / "python/torch.py").write_text("class cuda:\n    is_available = lambda: True\n")
+results[0]["not_taken"] = {"other": "absent"}
+said = [json.dumps({"torch": "9.9"}), "tuning", json.dumps(results[0]), json.dumps(results[0])[:20]]
+(package / "gpu.py").write_text(f"import sys\nprint({chr(10).join(said)!r}, end='')\nsys.exit(3)\n")
+os.environ["PYTHONPATH"] += f":{folder / 'python'}"  # for the question whether PyTorch is there
+gpu_check.ROOT = gpu_check.BUILD = folder
+check = gpu_check.Check(300, folder)
+gpu_check.compare(check, 3)
+report = json.loads((folder / "report.json").read_text())
+assert report["torch"] == {"torch": "9.9", "results": results}
+assert "PyTorch 9.9" in (folder / "report.txt").read_text() and "benchmark" not in report
+failed = [line.split(": ", 1) for line in report["failures"]]
+assert len(failed) == 2 and failed[0][0] == "benchmark" and failed[1] == ["comparison with PyTorch", "failed with 3"]
 
 # Steps of a pool that raise are failures.
 gpu_check.tool = lambda name: name

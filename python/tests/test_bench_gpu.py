@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normrope.bench import gpu, measure, models, presets, separate
+from normrope.bench import gpu, measure, models, presets, separate, variants
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -113,6 +115,52 @@ def test_a_line_of_the_result(install: Callable[..., None], monkeypatch: pytest.
     assert "is not what float32 gives" in found["not_taken"]["liger norm, flash-attn rope"]
     cases = gpu.sets(small("flux"), "cpu")
     assert not torch.equal(cases[0].tensors["query"], cases[1].tensors["query"])
+
+
+def test_what_cannot_be_made_is_not_taken(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    install()
+
+    def make(name: str, case: presets.Case, keep_graph: bool) -> variants.Variant:
+        if name in failing:
+            raise RuntimeError(f"no\n{name}")
+        return made(name, case, keep_graph)
+
+    def time(works: list[Callable[[], Any]], repeat: int) -> tuple[Any, bool]:
+        return measure.summary([1.0]), False
+
+    made, failing = variants.make, ["compile"]
+    monkeypatch.setattr(gpu, "LEAST_BYTES", 0)
+    monkeypatch.setattr(variants, "make", make)
+    found = gpu.compare(small("flux"), "forward", 1, "cpu", time)
+    assert found["not_taken"] == {"compile": "compile"}
+    assert set(found["microseconds"]) == {"operator", "normrope", "eager"}
+    failing.append("normrope")
+    with pytest.raises(RuntimeError, match="normrope"):
+        gpu.compare(small("flux"), "forward", 1, "cpu", time)
+
+
+def test_lines_arrive_one_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before: list[list[Any]] = []
+
+    def compare(preset: presets.Preset, direction: str, repeat: int) -> dict[str, Any]:
+        before.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        if (preset.dtype, direction) == ("bfloat16", "backward"):
+            raise RuntimeError("too large")
+        return {"preset": preset.name, "dtype": preset.dtype, "direction": direction, "repeat": repeat}
+
+    monkeypatch.setattr(gpu, "compare", compare)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a device")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    assert gpu.main(["--preset", "flux", "--dtype", "bfloat16,float32", "--repeat", "3"]) == 1
+    last = capsys.readouterr()
+    assert before[0] == [{"torch": torch.__version__, "device": "a device"}]
+    line = {"preset": "flux", "dtype": "bfloat16", "direction": "forward", "repeat": 3}
+    assert before[1:3] == [[line], []]
+    assert before[3] == [line | {"dtype": "float32"}]
+    assert json.loads(last.out) == line | {"dtype": "float32", "direction": "backward"}
+    assert gpu.main(["--preset", "flux", "--dtype", "float32"]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
