@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,14 +52,27 @@ STAND_INS = {
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts stand-ins for these packages where Python looks for modules."""
+    """Puts stand-ins for these packages where Python looks for modules, and hides the others."""
+    absent: set[str] = set()
+
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find_spec), *sys.meta_path])
 
     def put(*packages: str) -> None:
+        absent.clear()
         for name, members in STAND_INS.items():
             module: Any = ModuleType(name)
             vars(module).update(members)
-            there = name.split(".")[0] in packages
-            monkeypatch.setitem(sys.modules, name, module if there else None)
+            package = name.split(".")[0]
+            if package in packages:
+                monkeypatch.setitem(sys.modules, name, module)
+            else:
+                absent.add(package)
+                for known in [known for known in sys.modules if known.partition(".")[0] == package]:
+                    monkeypatch.delitem(sys.modules, known)
 
     return put
 
@@ -89,10 +103,32 @@ def test_what_is_installed_is_used(install: Callable[..., None]) -> None:
     case = presets.make(small("flux"))
     install()
     assert separate.steps(case).keys() == set()
+    assert separate.broken() == {}
     install("liger_kernel")
     assert separate.steps(case).keys() == {"liger"}
     install("liger_kernel", "flash_attn")
     assert separate.steps(case).keys() == {"liger norm, flash-attn rope"}
+
+
+def test_why_a_package_does_not_load(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install("quack", "flash_attn", "liger_kernel")
+    for name in ("liger_kernel.ops.rms_norm", "liger_kernel.ops.layer_norm"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(gpu, "LEAST_BYTES", 0)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "liger_kernel/ops").mkdir(parents=True)
+    for package in ("liger_kernel", "liger_kernel/ops"):
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "liger_kernel/ops/rms_norm.py").write_text("raise OSError('no\\nlibrary')")
+    (tmp_path / "liger_kernel/ops/layer_norm.py").write_text("import liger_needs")
+    found = gpu.compare(small("flux"), "forward", 1, "cpu", lambda works, repeat: (measure.summary([1.0]), False))
+    assert set(found["microseconds"]) == {"operator", "normrope", "eager", "compile", "quack norm, quack rope"}
+    assert found["not_taken"] == {
+        "liger_kernel.ops.rms_norm": "OSError: no library",
+        "liger_kernel.ops.layer_norm": "ModuleNotFoundError: No module named 'liger_needs'",
+    }
 
 
 def test_a_line_of_the_result(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

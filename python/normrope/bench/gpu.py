@@ -83,7 +83,8 @@ def compare(
     cases = sets(preset, device)
     result: dict[str, Any] = {
         **{"preset": preset.name, "dtype": preset.dtype, "direction": direction, "sets": len(cases)},
-        **{"bytes": measure.moved_bytes(cases[0], direction), "microseconds": {}, "graph": {}, "not_taken": {}},
+        **{"bytes": measure.moved_bytes(cases[0], direction), "microseconds": {}, "graph": {}},
+        "not_taken": separate.broken(),
     }
     for name, make in makers(cases[0]).items():
         made: list[variants.Variant] = []
