@@ -13,6 +13,7 @@ case $text in
 *) exit 1 ;;
 esac
 
+export PATH="${CMAKE:+$(dirname "$CMAKE"):}$PATH" # of ctest
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$SOURCE/scripts" python3 - "$work" <<'END'
@@ -102,6 +103,38 @@ assert report["torch"] == {"torch": "9.9", "results": results}
 assert "PyTorch 9.9" in (folder / "report.txt").read_text() and "benchmark" not in report
 failed = [line.split(": ", 1) for line in report["failures"]]
 assert len(failed) == 2 and failed[0][0] == "benchmark" and failed[1] == ["comparison with PyTorch", "failed with 3"]
+
+# Tests that were skipped are seen, programs and single ones.
+cmocka = """
+[ RUN      ] good
+[       OK ] good
+[ RUN      ] a_stream_of_another_device
+[  SKIPPED ] a_stream_of_another_device
+[==========] 2 test(s) run.
+[  PASSED  ] 1 test(s).
+[  SKIPPED ] 1 test(s), listed below:
+[  SKIPPED ] a_stream_of_another_device
+
+ 1 SKIPPED TEST(S)
+"""
+(folder / "cmocka").write_text(cmocka)
+ctest = f"""
+add_test(device_cuda cat "{folder}/cmocka")
+add_test(device_values sh -c "exit 77")
+set_tests_properties(device_values PROPERTIES SKIP_RETURN_CODE 77)
+"""
+for count, tests, left_out in (
+    (1, ctest, "device_values"),
+    (2, ctest, "a_stream_of_another_device device_values"),
+    (1, "\n".join(ctest.splitlines()[:2]), ""),
+):
+    (folder / "CTestTestfile.cmake").write_text(tests)
+    gpu_check.devices = lambda count=count: (0, count)
+    check = gpu_check.Check(300, folder)
+    gpu_check.test(check)
+    name = "tests on the device"
+    assert check.failures == ([f"{name}: all of them: failed: skipped {left_out}"] if left_out else []), check.failures
+    assert result(name) == "passed"
 
 # Steps of a pool that raise are failures.
 gpu_check.tool = lambda name: name
