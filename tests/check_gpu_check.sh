@@ -1,7 +1,7 @@
 #!/bin/sh
 # scripts/gpu_check.py where no device is to be seen: it says so, does nothing and fails. And its steps anywhere: each
-# one's end is reported, one that hangs is cut with all that it has started, and the report is there after each. A signal
-# ends all of it.
+# one's end is reported, one that hangs is cut with all that it has started, and the report is there after each. A
+# signal ends all of it.
 set -eu
 
 status=0
@@ -174,6 +174,7 @@ for number in (2, 15):  # SIGINT, SIGTERM
     pids = [path.read_text().strip() for path in folder.glob("pid-*")]
     assert len(pids) == gpu_check.SANITIZERS_AT_ONCE and not any(map(alive, pids)), pids
     assert result("all of it") == "failed: interrupted"
+    assert len(json.loads((folder / "report.json").read_text())["steps"]) == len(pids) + 1
     for path in folder.glob("pid-*"):
         path.unlink()
 END
