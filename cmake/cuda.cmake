@@ -1,6 +1,6 @@
 # The CUDA backend, by NORMROPE_CUDA: adds to NR_SOURCES and sets NR_CUDA_INCLUDES, NR_CUDA_LIBRARIES and, for who links
-# the installed static library, NR_CUDA_STATIC (names and paths). The CUDA runtime is linked statically and finds the driver
-# when a program first asks for a device, so the library runs where there is none.
+# the installed static library, NR_CUDA_STATIC (names and paths). The CUDA runtime is linked statically and finds the
+# driver when a program first asks for a device, so the library runs where there is none.
 set(NR_CUDA_INCLUDES "")
 set(NR_CUDA_LIBRARIES "")
 set(NR_CUDA_STATIC "")
