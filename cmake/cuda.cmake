@@ -1,6 +1,6 @@
-# The CUDA backend, by NORMROPE_CUDA: adds to NR_SOURCES and sets NR_CUDA_INCLUDES, NR_CUDA_LIBRARIES and, for who links the
-# installed static library, NR_CUDA_STATIC (names and paths). The CUDA runtime is linked statically and finds the driver
-# when a program first asks for a device, so the library runs where there is none.
+# The CUDA backend, by NORMROPE_CUDA: adds to NR_SOURCES and sets NR_CUDA_INCLUDES, NR_CUDA_LIBRARIES and, for who links
+# the installed static library, NR_CUDA_STATIC (names and paths). The CUDA runtime is linked statically and finds the
+# driver when a program first asks for a device, so the library runs where there is none.
 set(NR_CUDA_INCLUDES "")
 set(NR_CUDA_LIBRARIES "")
 set(NR_CUDA_STATIC "")
@@ -23,7 +23,8 @@ elseif(NORMROPE_CUDA MATCHES "^(AUTO|ON)$")
     set(CMAKE_CUDA_COMPILER ${NORMROPE_NVCC})
     set(NR_CUDA_BACKEND ON)
   elseif(NORMROPE_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "NORMROPE_CUDA=ON: no nvcc of CUDA 12.1 or later was found; name it by -DNORMROPE_NVCC=/path/to/nvcc")
+    message(FATAL_ERROR
+      "NORMROPE_CUDA=ON: no nvcc of CUDA 12.1 or later was found; name it by -DNORMROPE_NVCC=/path/to/nvcc")
   endif()
 else()
   message(FATAL_ERROR "NORMROPE_CUDA=${NORMROPE_CUDA}: expected AUTO, ON, OFF or SHIM")

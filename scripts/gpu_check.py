@@ -12,12 +12,14 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +33,7 @@ SANITIZED = ("test_cuda", "test_strides", "test_general")
 SANITIZED_CASES = "60"
 SANITIZERS_AT_ONCE = 4
 SANITIZERS_SECONDS = 110  # that the comparison with PyTorch leaves to them
+NEED_TWO_DEVICES = {"a_stream_of_another_device"}
 NO_DEVICE = 2
 NO_SANITIZER = "left out: no compute-sanitizer"
 NO_TORCH = "left out: no PyTorch with CUDA"
@@ -48,20 +51,31 @@ def missing() -> str | None:
     if not tool("nvcc"):
         return "nvcc is not in PATH: the CUDA toolkit is needed to build the kernels"
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        status, count = devices()
     except OSError as error:
         return f"no NVIDIA driver: {error}"
-    count = ctypes.c_int()
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status or not count.value:
+    if status or not count:
         return f"the NVIDIA driver shows no device (CUDA driver error {status})"
     return None
 
 
-def end(process: subprocess.Popen) -> None:
-    """Kills a step and all that it has started."""
+def devices() -> tuple[int, int]:
+    """The driver's error, and how many devices it shows."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    count = ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return status, count.value
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Ends a step and all that it has started, without waiting for that."""
     with suppress(OSError):  # they are gone
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a step and all that it has started."""
+    kill(process)
     with suppress(subprocess.TimeoutExpired):  # the driver holds it: it ends when that lets go
         process.wait(10)
 
@@ -69,10 +83,13 @@ def end(process: subprocess.Popen) -> None:
 class Check:
     """The steps, their time and what became of them."""
 
-    def __init__(self, seconds: float, folder: Path = BUILD) -> None:
+    def __init__(self, seconds: float, folder: Path) -> None:
         self.start, self.seconds, self.folder = time.monotonic(), seconds, folder
         self.report: dict = {"command": "make gpu-check", "device": "unknown", "steps": []}
-        self.lock = threading.Lock()  # of the report, the log and what is printed
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        # Of all this, the log and what is printed; a signal may come while the main thread has it.
+        self.lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
         self.log = (folder / "log.txt").open("w")
 
@@ -96,14 +113,19 @@ class Check:
                 print("".join(f"    {line}\n" for line in said.splitlines()[-25:]), end="", flush=True)
             self.save()
 
-    def keep(self, name: str, output: str | None) -> None:
-        """A step's JSON."""
+    def keep(self, name: str, output: str | None, parse: Callable[[str], dict] = json.loads) -> None:
+        """A step's JSON, in the report."""
         if output is None:
             return
         try:
-            self.report[name] = json.loads(output)
-        except ValueError as error:
-            self.add(f"{name}: result", f"failed: no JSON: {error}", 0)
+            found = parse(output)
+            as_text({**self.report, name: found})
+        except Exception as error:  # it is no JSON, or lacks what is to be shown
+            self.add(f"{name}: result", f"failed: not what was expected: {error!r}", 0)
+            return
+        with self.lock:
+            self.report[name] = found
+            self.save()
 
     def save(self) -> None:
         """The report as far as it is."""
@@ -111,8 +133,29 @@ class Check:
         (self.folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
         (self.folder / "report.txt").write_text(as_text(self.report))
 
-    def run(self, name: str, command: list, limit: float, environment: dict | None = None) -> str | None:
-        """Runs a step for at most so many seconds; its standard output, or None if it failed."""
+    def _start(self, words: list[str], out: TextIO, err: TextIO, environment: dict) -> subprocess.Popen:
+        with self.lock:
+            if self.stopped:
+                raise InterruptedError("interrupted")
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            process = subprocess.Popen(words, **streams, env=environment, cwd=ROOT, start_new_session=True)
+            self.running.add(process)
+            return process
+
+    def stop(self) -> None:
+        """Ends what runs; nothing more is started."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                kill(process)
+
+    def run(
+        self, name: str, command: list, limit: float, environment: dict | None = None, partial: bool = False
+    ) -> str | None:
+        """Runs a step for at most so many seconds; its standard output, or None if it failed.
+
+        partial: what a step has said until it failed is as good.
+        """
         begun = time.monotonic()
         limit = min(limit, self.left)
         if limit < 5:
@@ -124,15 +167,7 @@ class Check:
         # Files, not pipes: what a step has started may outlive it, and would hold a pipe open.
         with self._file(base, "out") as out, self._file(base, "err") as err:
             try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=os.environ | (environment or {}),
-                    cwd=ROOT,
-                    start_new_session=True,
-                )
+                process = self._start(words, out, err, os.environ | (environment or {}))
             except OSError as error:
                 result = f"failed: {error}"
             else:
@@ -143,12 +178,14 @@ class Check:
                     result = f"failed: longer than {limit:.0f} s"
                 finally:
                     end(process)
+                    with self.lock:
+                        self.running.discard(process)
             out.seek(0)
             err.seek(0)
             output = out.read()
             said = f"{' '.join(words)}\n{output}{err.read()}"
         self.add(name, result, time.monotonic() - begun, said)
-        return output if result == "passed" else None
+        return output if result == "passed" or partial else None
 
     @property
     def failures(self) -> list[str]:
@@ -185,10 +222,17 @@ def build(check: Check) -> bool:
 
 def test(check: Check) -> None:
     """What can run on a device, which nothing may skip here."""
-    command = ["ctest", "--test-dir", BUILD, "-R", "^device_", "--no-tests=error", "--output-on-failure"]
+    command = ["ctest", "--test-dir", BUILD, "-R", "^device_", "--no-tests=error", "--verbose"]
     output = check.run("tests on the device", [*command, "--parallel", min(8, os.cpu_count() or 2)], 120)
-    if output is not None and "Skipped" in output:
-        check.add("tests on the device: all of them", "failed: tests were skipped", 0, output)
+    left_out = skipped(output or "", devices()[1])
+    if left_out:
+        check.add("tests on the device: all of them", f"failed: skipped {' '.join(left_out)}", 0)
+
+
+def skipped(output: str, count: int) -> list[str]:
+    """What so many devices could have run: programs by CTest's word for them, tests in programs by cmocka's."""
+    names = set(re.findall(r"(\w+) [.*(]*Skipped", output) + re.findall(r"\[ +SKIPPED +\] ([a-zA-Z_]\w*)", output))
+    return sorted(names - (NEED_TWO_DEVICES if count < 2 else set()))
 
 
 def sanitize(check: Check) -> None:
@@ -197,14 +241,25 @@ def sanitize(check: Check) -> None:
     if not sanitizer:
         check.add("sanitizers", NO_SANITIZER, 0)
         return
+    steps = {}
+    for name in SANITIZERS:
+        command = [sanitizer, "--tool", name, "--error-exitcode", "9"]
+        if name == "memcheck":  # tests ask for more memory than there is, and such
+            command += ["--report-api-errors", "no"]
+        for program in SANITIZED:
+            steps[f"{name} {program}"] = [*command, BUILD / "tests" / program, "--device", "cuda"]
+    cases = {"NORMROPE_TEST_CASES": SANITIZED_CASES}
     with ThreadPoolExecutor(SANITIZERS_AT_ONCE) as pool:
-        for name in SANITIZERS:
-            command = [sanitizer, "--tool", name, "--error-exitcode", "9"]
-            if name == "memcheck":  # tests ask for more memory than there is, and such
-                command += ["--report-api-errors", "no"]
-            for program in SANITIZED:
-                words = [*command, BUILD / "tests" / program, "--device", "cuda"]
-                pool.submit(check.run, f"{name} {program}", words, 90, {"NORMROPE_TEST_CASES": SANITIZED_CASES})
+        try:
+            futures = {step: pool.submit(check.run, step, words, 90, cases) for step, words in steps.items()}
+            for step, future in futures.items():
+                error = future.exception()
+                if error:
+                    check.add(step, f"failed: {error!r}", 0)
+        except BaseException:  # a signal's, too: leaving the pool would wait for all that has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            check.stop()
+            raise
 
 
 def compare(check: Check, repeat: int) -> None:
@@ -221,7 +276,14 @@ def compare(check: Check, repeat: int) -> None:
     command = [sys.executable, "-m", "normrope.bench.gpu", "--repeat", repeat]
     sources = {"PYTHONPATH": str(ROOT / "python"), "NORMROPE_LIBRARY": str(BUILD / "lib/libnormrope.so")}
     limit = min(180, check.left - SANITIZERS_SECONDS)
-    check.keep("torch", check.run("comparison with PyTorch", command, limit, sources))
+    check.keep("torch", check.run("comparison with PyTorch", command, limit, sources, partial=True), by_line)
+
+
+def by_line(output: str) -> dict:
+    """A heading and results, a line of JSON each; the last one may have been cut, and others may have said more."""
+    lines = [line for line in output.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+    heading, *results = map(json.loads, lines)
+    return {**heading, "results": results}
 
 
 def as_text(report: dict) -> str:
@@ -247,6 +309,20 @@ def as_text(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def everything(check: Check, repeat: int) -> None:
+    """All steps."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "-i", "0"]
+    if shutil.which("nvidia-smi"):
+        check.report["device"] = (check.run("device", query, 20) or "unknown").strip()
+    if build(check):
+        tested = (BUILD / "tests" / SANITIZED[0]).exists()
+        if tested:
+            test(check)
+        compare(check, repeat)  # before the sanitizers, which may take all the time there is
+        if tested:
+            sanitize(check)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -257,18 +333,15 @@ def main() -> int:
     if why:
         print(f"gpu-check: nothing was checked: {why}", file=sys.stderr)
         return NO_DEVICE
-    check = Check(arguments.seconds)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "-i", "0"]
-    if shutil.which("nvidia-smi"):
-        check.report["device"] = (check.run("device", query, 20) or "unknown").strip()
-    if build(check):
-        tested = (BUILD / "tests" / SANITIZED[0]).exists()
-        if tested:
-            test(check)
-        compare(check, arguments.repeat)  # before the sanitizers, which may take all the time there is
-        if tested:
-            sanitize(check)
+    check = Check(arguments.seconds, BUILD)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(1))
+    try:
+        everything(check, arguments.repeat)
+    except SystemExit:
+        check.stop()
+        check.add("all of it", "failed: interrupted", arguments.seconds - check.left)
+        raise
     check.save()
     print("\n" + as_text(check.report))
     for failure in check.failures:

@@ -1,7 +1,8 @@
 """The operator on a CUDA device beside PyTorch: eager, torch.compile, and separate kernels where they are installed.
 
 Everything is held against PyTorch in float32 before it is timed, by graph replay where a variant can be captured and by
-events otherwise, over sets of tensors that exceed the second-level cache. JSON to standard output.
+events otherwise, over sets of tensors that exceed the second-level cache. To standard output a line of JSON about the
+machine, then one for each preset, dtype and direction as soon as it is there; 1 if one of them failed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -75,16 +78,18 @@ def microseconds(works: Sequence[Callable[[], Any]], repeat: int) -> tuple[dict[
 def compare(
     preset: Preset, direction: str, repeat: int, device: str = "cuda", time: Callable[..., Any] = microseconds
 ) -> dict[str, Any]:
-    """One line of the result. The current stream is not the default one, so that what runs there can be captured."""
+    """A line of the result. The current stream is not the default one, so that what runs there can be captured."""
     torch._dynamo.reset()
     cases = sets(preset, device)
     result: dict[str, Any] = {
         **{"preset": preset.name, "dtype": preset.dtype, "direction": direction, "sets": len(cases)},
-        **{"bytes": measure.moved_bytes(cases[0], direction), "microseconds": {}, "graph": {}, "not_taken": {}},
+        **{"bytes": measure.moved_bytes(cases[0], direction), "microseconds": {}, "graph": {}},
+        "not_taken": separate.broken(),
     }
     for name, make in makers(cases[0]).items():
-        made = [make(case) for case in cases]
+        made: list[variants.Variant] = []
         try:
+            made += [make(case) for case in cases]
             for variant in made:  # the backward of PyTorch runs on the stream of its forward
                 variant.open(direction)
             measure.check_agreement(cases[0], direction, made[:1])
@@ -104,7 +109,8 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m normrope.bench.gpu", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    text = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m normrope.bench.gpu", description=text)
     parser.add_argument("--preset", default="flux-ln,flux", help="with commas (flux-ln,flux)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32, with a comma (bfloat16)")
     parser.add_argument("--repeat", type=int, default=15)
@@ -112,16 +118,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("normrope.bench.gpu: PyTorch sees no CUDA device", file=sys.stderr)
         return 2
+    print(json.dumps({"torch": torch.__version__, "device": torch.cuda.get_device_name(0)}), flush=True)
+    named = product(arguments.preset.split(","), arguments.dtype.split(","), ("forward", "backward"))
+    failed = False
     with torch.cuda.stream(torch.cuda.Stream()):
-        results = [
-            compare(replace(presets.PRESETS[name], dtype=dtype), direction, arguments.repeat)
-            for name in arguments.preset.split(",")
-            for dtype in arguments.dtype.split(",")
-            for direction in ("forward", "backward")
-        ]
-    heading = {"torch": torch.__version__, "device": torch.cuda.get_device_name(0), "results": results}
-    json.dump(heading, sys.stdout, indent=2)
-    return 0
+        for name, dtype, direction in named:
+            try:
+                line = compare(replace(presets.PRESETS[name], dtype=dtype), direction, arguments.repeat)
+            except Exception:  # the others may do
+                traceback.print_exc()
+                failed = True
+            else:
+                print(json.dumps(line), flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,27 @@ from normrope.bench.presets import Case
 
 # Both have apply_rotary_emb(x [B, S, N, D], cos [S, C / 2], sin, interleaved).
 ROPES = {"quack": "quack.rotary", "flash-attn": "flash_attn.layers.rotary"}
+MODULES = ("quack.rmsnorm", "liger_kernel.ops.rms_norm", "liger_kernel.ops.layer_norm", *ROPES.values())
+
+
+def _load(module: str) -> tuple[Any, str]:
+    """The module, or None and why: packages of kernels fail to load in many ways. No reason: it is not installed."""
+    try:
+        return importlib.import_module(module), ""
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            return None, ""
+        return None, " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _imported(module: str) -> Any:
-    """The module, or None: packages of kernels fail to load in many ways where their device is not."""
-    try:
-        return importlib.import_module(module)
-    except Exception:
-        return None
+    return _load(module)[0]
+
+
+def broken() -> dict[str, str]:
+    """Modules of packages that are installed and do not load, and why."""
+    reasons = {module: _load(module)[1] for module in MODULES}
+    return {module: why[:200] for module, why in reasons.items() if why}
 
 
 def norms() -> dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]]:
