@@ -55,14 +55,14 @@ def main() -> int:
         jobs = [pool.submit(compile_one, source, target, folder) for target in TARGETS for source in sources]
         rows = [row for job in jobs for row in job.result()]
     expected = len(TARGETS) * (3 * len(FORMS) * 2 + 2)
-    print(f"{'kernel':24} target  registers  threads per multiprocessor  stack  spilled")
+    print(f"{'kernel':24} target  registers  threads, by registers  stack  spilled")
     bad = 0
     for name, target, stack, stores, loads, registers in sorted(rows):
         block = next((threads for word, threads in THREADS.items() if word in name), 128)
         resident = REGISTERS // ((registers + 7) // 8 * 8 * block) * block
         wrong = stack or stores or loads or not resident
         bad += bool(wrong)
-        print(f"{name:24} {target:6} {registers:10} {resident:27} {stack:6} {stores + loads:8}{' <-' if wrong else ''}")
+        print(f"{name:24} {target:6} {registers:10} {resident:22} {stack:6} {stores + loads:8}{' <-' if wrong else ''}")
     if len(rows) != expected:
         print(f"{len(rows)} kernels were reported, expected {expected}")
         return 1

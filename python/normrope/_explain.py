@@ -67,7 +67,8 @@ def _rope(s: SegmentSpec, arrays: Sequence[Array], length: int, first_row: int) 
     rows, width = shape[-3 if len(shape) == 4 else -2], shape[-1]
     begin, end = max(0, -first_row), min(length, rows - first_row)
     pairs = {2: "interleaved", HALF: "half"}.get(s.rope, f"half within blocks of {s.rope}")
-    over = f"{pairs} rope over {width} channels"
+    dim = arrays[s.x].shape[3]
+    over = f"{pairs} rope over {width} channels" if width == dim else f"{pairs} rope over {width} of {dim} channels"
     if begin >= end:
         return f"{over}, but the tables have no row for any of its positions: none rotates"
     if (begin, end) == (0, length):

@@ -154,7 +154,8 @@ def _show(shape: Sequence[int]) -> str:
 
 def _expect(name: str, shape: Sequence[int], *allowed: Sequence[int]) -> None:
     if tuple(shape) not in map(tuple, allowed):
-        raise ValueError(f"{name}: shape {_show(shape)}, expected {' or '.join(_show(a) for a in allowed)}")
+        expected = " or ".join(dict.fromkeys(map(_show, allowed)))
+        raise ValueError(f"{name}: shape {_show(shape)}, expected {expected}")
 
 
 def check_shapes(spec: Spec, shapes: Sequence[Sequence[int]], dtypes: Sequence[int]) -> None:
@@ -212,7 +213,9 @@ def _check_parameters(
         allowed = [
             (b, rows, n, width) for b in sorted({batch, 1}, reverse=True) for n in sorted({heads, 1}, reverse=True)
         ]
-        _expect(name, shape, *allowed)
+        if tuple(shape) not in allowed:
+            either = " or ".join(map(_show, allowed))
+            raise ValueError(f"{name}: shape {_show(shape)}, expected [batch, rows, heads, rope_dim]: {either}")
     _expect(spec.names[s.sin], shapes[s.sin], shape)
 
 

@@ -84,6 +84,9 @@ class NormRopeConcat(nn.Module):
         self.eps_added = self.eps if eps_added is None else _spec.eps_value("eps_added", eps_added)
         self.rope, self.order, self.scope = rope, order, scope
         self.rope_on, self.layout, self.shared = rope_on, layout, shared
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim: {dim!r}, expected a number from 1 on")
+        self.dim, self.added = dim, added
         sizes = {"query": dim, "key": dim}
         if scope == "all_heads":
             if heads is None:
@@ -171,6 +174,7 @@ class NormRopeConcat(nn.Module):
         }
         weights: dict[str, Any] = {}
         for name, stream in streams.items():
+            self._check(name, stream)
             for parameter in ("weight", "bias"):
                 source = name.replace("_added", "") if self.shared else name
                 if stream is not None:
@@ -197,6 +201,19 @@ class NormRopeConcat(nn.Module):
             group=group,
         )
 
+    def _check(self, name: str, stream: Tensor | None) -> None:
+        """Refuses rows that the module was not made for, of the stream that this norm is of."""
+        if stream is None:
+            return
+        argument = name.replace("norm_added_", "encoder_").removeprefix("norm_")
+        if stream.shape[-1] != self.dim:
+            raise ValueError(f"{argument}: dim {stream.shape[-1]}, expected {self.dim}, which the module was made with")
+        if "_added_" in name and not (self.added or self.shared) and self.norm_added in ("layer_affine", "rms_affine"):
+            raise ValueError(
+                f"{argument}: given, expected None: the module was made with added=False and has no weights for text; "
+                "with shared=True it takes the image's"
+            )
+
     def extra_repr(self) -> str:
         """The options."""
         return (
@@ -212,7 +229,9 @@ def _eps(name: str, module: nn.Module | None) -> float:
         eps = getattr(module, attribute, None)
         if eps is not None:
             return float(eps)
-    raise ValueError(f"norm_{name}: no eps, expected a number, there or as an option")
+    why = "eps None, by which torch.nn.RMSNorm means that of the dtype" if hasattr(module, "eps") else "no eps"
+    option = "eps_added" if name.startswith("added") else "eps"
+    raise ValueError(f"norm_{name}: {why}, expected a number: there, or as the option {option}")
 
 
 def _kind(name: str, module: nn.Module) -> Norm:

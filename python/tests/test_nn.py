@@ -100,7 +100,7 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="norm_added_key: eps 1e-06, expected 1e-05 as norm_added_query's"):
         NormRopeConcat.from_norms(norms[0], norms[0], *norms)
     # Of PyTorch's RMSNorm without a number eps follows the dtype of what it is called with.
-    with pytest.raises(ValueError, match="norm_query: no eps, expected a number, there or as an option"):
+    with pytest.raises(ValueError, match=r"norm_query: eps None, .*expected a number: there, or as the option eps$"):
         NormRopeConcat.from_norms(torch.nn.RMSNorm(D), torch.nn.RMSNorm(D))
     with pytest.raises(ValueError, match="norm_key: layer_affine, expected rms_affine as norm_query"):
         NormRopeConcat.from_norms(torch.nn.RMSNorm(D), torch.nn.LayerNorm(D))
@@ -139,3 +139,15 @@ def test_state_copies_and_prints() -> None:
     assert copy.deepcopy(module).norm_key_bias is not module.norm_key_bias
     assert "norm='layer_affine'" in repr(module)
     assert "order='image_first'" in repr(module)
+
+
+def test_rows_that_the_module_was_not_made_for() -> None:
+    rows = torch.ones(1, 4, 2, 8)
+    cos, sin = torch.ones(4, 8), torch.zeros(4, 8)
+    with pytest.raises(ValueError, match="query: dim 8, expected 16, which the module was made with"):
+        NormRopeConcat(16, added=False)(rows, rows, rope_cos=cos, rope_sin=sin)
+    with pytest.raises(ValueError, match="encoder_key: given, expected None: the module was made with added=False"):
+        NormRopeConcat(8, added=False)(None, rows, encoder_key=rows, rope_cos=cos, rope_sin=sin)
+    for dim in (0, "8"):
+        with pytest.raises(ValueError, match="expected a number from 1 on"):
+            NormRopeConcat(dim)  # type: ignore[arg-type]
