@@ -84,9 +84,10 @@ class NormRopeConcat(nn.Module):
         self.eps_added = self.eps if eps_added is None else _spec.eps_value("eps_added", eps_added)
         self.rope, self.order, self.scope = rope, order, scope
         self.rope_on, self.layout, self.shared = rope_on, layout, shared
-        if not isinstance(dim, int) or dim < 1:
+        number = _spec.integer(dim)
+        if number is None or number < 1:
             raise ValueError(f"dim: {dim!r}, expected a number from 1 on")
-        self.dim, self.added = dim, added
+        self.dim, self.added = number, added
         sizes = {"query": dim, "key": dim}
         if scope == "all_heads":
             if heads is None:
