@@ -26,7 +26,7 @@ test: setup
 	@$(MAKE) --no-print-directory all
 	@ctest --test-dir build --output-on-failure -j2
 	@$(MAKE) --no-print-directory python
-	@NORMROPE_CLI=$(CURDIR)/build/bin/normrope $(PYTHON) -m pytest $(PYTEST)
+	@NORMROPE_CLI=$(CURDIR)/build/bin/normrope $(PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST)
 
 # The wheel, in an environment of its own below build/ (about 1 GB the first time, most of it PyTorch).
 python: $(PYTHON_TOOLS)/installed

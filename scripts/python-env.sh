@@ -16,8 +16,13 @@ run() {
   }
 }
 
+# Without a driver nothing could run CUDA's kernels, and they take minutes to build; `make all` does.
+cuda=AUTO
+/sbin/ldconfig -p | grep -q 'libcuda\.so\.1' || cuda=OFF
+
 rm -rf "$wheels" "$env"
-run $tools/bin/pip --disable-pip-version-check wheel --no-build-isolation --no-deps -w $wheels .
+run $tools/bin/pip --disable-pip-version-check wheel --no-build-isolation --no-deps -w $wheels \
+  -Ccmake.define.NORMROPE_CUDA=$cuda .
 run python3 -m venv --without-pip $env
 $tools/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   >"$($env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tools.pth"
