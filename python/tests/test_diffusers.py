@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 import normrope.diffusers
 import zoo
+from normrope import _processors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of its own use of what it renamed
 
@@ -149,7 +150,7 @@ def test_report_counts_every_module(name: str) -> None:
         return
     report = normrope.diffusers.patch(model)
     assert (len(report.patched), len(report.skipped)) == (row.patched, row.skipped)
-    assert all(isinstance(model.get_submodule(n).processor, normrope.diffusers.Processor) for n in report.patched)
+    assert all(isinstance(model.get_submodule(n).processor, _processors.Processor) for n in report.patched)
     processors = {name for name, module in model.named_modules() if hasattr(module, "set_processor")}
     assert report.patched.keys() | report.skipped.keys() == processors
     assert str(report).startswith(f"normrope: {row.patched} of {row.patched + row.skipped} attention modules patched")
@@ -177,7 +178,7 @@ def test_attention_is_asked_as_diffusers_asks(name: str, monkeypatch: pytest.Mon
     model, inputs = zoo.make(name)
     model.float()
     processors = [m.processor for m in model.modules() if hasattr(m, "processor")]
-    modules = {sys.modules[type(p).__module__] for p in processors} | {normrope.diffusers}
+    modules = {sys.modules[type(p).__module__] for p in processors} | {_processors}
     asked: list[tuple] = []
     for module in modules:
         if hasattr(module, "dispatch_attention_fn"):
@@ -355,8 +356,9 @@ def test_what_is_not_known_is_named() -> None:
 
 def test_diffusers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """And new enough; asked for by attribute, too."""
-    monkeypatch.delitem(sys.modules, "normrope.diffusers")
-    monkeypatch.delattr(normrope, "diffusers")
+    for name in ("diffusers", "_processors"):
+        monkeypatch.delitem(sys.modules, f"normrope.{name}")
+        monkeypatch.delattr(normrope, name)
     monkeypatch.setitem(sys.modules, "diffusers.models.attention_dispatch", None)
     with pytest.raises(ImportError, match=r"normrope\.diffusers needs diffusers, 0\.39 or later"):
         normrope.diffusers  # noqa: B018
@@ -546,7 +548,7 @@ def test_saved_models_are_diffusers_own(flux: tuple, tmp_path: pathlib.Path) -> 
     normrope.diffusers.patch(model)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).train()
-    assert not [p for p in loaded.attn_processors.values() if isinstance(p, normrope.diffusers.Processor)]
+    assert not [p for p in loaded.attn_processors.values() if isinstance(p, _processors.Processor)]
     assert_same_bits(run(loaded, fresh(inputs)), run(plain, fresh(inputs)))
 
 
@@ -645,8 +647,8 @@ def test_layers_share_tables_and_keep_none(name: str, monkeypatch: pytest.Monkey
     normrope.diffusers.patch(model)
     made = []
     for maker in ("_joined_tables", "_paired_tables"):
-        make = getattr(normrope.diffusers, maker)
-        monkeypatch.setattr(normrope.diffusers, maker, lambda *x, make=make: made.append(1) or make(*x))
+        make = getattr(_processors, maker)
+        monkeypatch.setattr(_processors, maker, lambda *x, make=make: made.append(1) or make(*x))
     with torch.no_grad():
         model(**inputs)
     assert len(made) == 1
